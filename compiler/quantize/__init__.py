@@ -1,0 +1,1 @@
+"""Quantization: the numbers. Pure functions on tensors; no graph in here."""

@@ -1,0 +1,280 @@
+"""Quantize one linear: the search for smoothing and activation format, then the solution, then its measures.
+
+    y = x @ weight.T  ~=  x_hat @ lora_down.T @ lora_up.T + Q(rotate?(x_hat)) @ (w_codes * w_scale).T + bias_delta
+    x_hat = (x + shift) * inv_smooth
+
+Linears that read the same input are stacked along out_features by the caller, so they share smoothing, activation codes and
+down-projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from svdqc.compiler.quantize.errors import (
+    IndivisibleGroup,
+    MalformedWeight,
+    NonFiniteSamples,
+    NonFiniteWeight,
+    SamplesDoNotFit,
+)
+from svdqc.compiler.quantize.hadamard import can_rotate, rotate
+from svdqc.compiler.quantize.problem import Problem, Smoothed, smoothed
+from svdqc.compiler.quantize.ranges import ActivationFormat, fake_quantize
+from svdqc.compiler.quantize.recipe import Recipe
+from svdqc.compiler.quantize.reference import linear_s4, quantize_activation
+from svdqc.compiler.quantize.smoothing import (
+    COARSE,
+    NO_SMOOTHING,
+    ChannelSpans,
+    SmoothingCandidate,
+    finer,
+)
+from svdqc.compiler.quantize.solve import Solution, draft, solve
+
+Progress = Callable[[str], None]
+
+FEWEST_TOKENS = 128
+"""Below this many fitted tokens a covariance says too little for error feedback."""
+
+_MEAN_SHARE = 0.02
+_JUDGE_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class LinearSamples:
+    """Calibration activations of one linear's input: [tokens, in_features] f32 each.
+
+    `held_out` decides which choices are accepted; without it the last eighth of `fit` is set aside.
+    """
+
+    fit: Tensor
+    held_out: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """One linear in the canonical, row-major form that every target packs from.
+
+    inv_smooth  [in_features]                               f32
+    lora_down   [rank, in_features]                         bf16
+    lora_up     [out_features, rank]                        bf16
+    w_codes     [out_features, in_features]                 int8
+    w_scale     [out_features, in_features / group_size]    bf16
+    bias_delta  [out_features] f32, to be added to the bias; None is zero
+    metrics     relative output errors on held-out tokens (or of the weight, without samples), stage by stage
+    notes       what was left out and why, in sentences
+    """
+
+    inv_smooth: Tensor
+    lora_down: Tensor
+    lora_up: Tensor
+    w_codes: Tensor
+    w_scale: Tensor
+    activation: ActivationFormat
+    bias_delta: Tensor | None
+    metrics: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The layer's output by the exact reference: x [..., in_features] -> [..., out_features] f32."""
+        total = self.bias_delta if bias is None else bias.to(torch.float32)
+        if bias is not None and self.bias_delta is not None:
+            total = bias.to(torch.float32) + self.bias_delta
+        coded = quantize_activation(x, self.inv_smooth, self.lora_down, self.activation)
+        return linear_s4(*coded, self.w_codes, self.w_scale, self.lora_up, total)
+
+
+def quantize_linear(
+    weight: Tensor,
+    samples: LinearSamples | None,
+    recipe: Recipe,
+    *,
+    nonnegative_after_shift: float | None = None,
+    progress: Progress | None = None,
+    name: str = "linear",
+) -> QuantizedLinear:
+    """Quantize weight [out_features, in_features] for activations like the samples.
+
+    nonnegative_after_shift  a constant that makes every input >= 0 (0.171875 after GELU): allows unsigned codes
+    progress                 called with the name of each stage
+    name                     of the layer, for messages
+    """
+    weight = _checked_weight(weight, recipe, name)
+    notes: list[str] = []
+    out_features, in_features = weight.shape
+    rank = recipe.rank_for(out_features, in_features)
+    if isinstance(recipe.rank, int) and rank < recipe.rank:
+        notes.append(f"rank {recipe.rank} is above the layer's size; {rank} used")
+    fit, judge = _split_samples(samples, in_features, name)
+    with_gram = recipe.gptq and fit is not None
+    if with_gram and fit is not None and fit.shape[0] < FEWEST_TOKENS:
+        notes.append(f"{fit.shape[0]} tokens are too few for error feedback (needs {FEWEST_TOKENS}); rounded to nearest")
+        with_gram = False
+    report = progress or (lambda stage: None)
+
+    report("smoothing")
+    found = None
+    for activation in _activation_formats(recipe, in_features, nonnegative_after_shift):
+        candidate = _search(weight, fit, judge, activation, rank, recipe)
+        if found is None or candidate[1].error < found[1].error:
+            found = candidate
+    assert found is not None
+    case, drafted = found
+
+    report("rounding")
+    problem = _problem(weight, fit, judge, case.activation, recipe, with_gram)
+    case = smoothed(problem, case.smooth, case.activation)
+    solution = solve(case, rank, recipe)
+    return _finish(case, drafted, solution, notes)
+
+
+def _finish(case: Smoothed, drafted: Solution, solution: Solution, notes: list[str]) -> QuantizedLinear:
+    problem, activation = case.problem, case.activation
+    bias_delta = None
+    residual = solution.residual()
+    if problem.fit is not None and problem.centered:
+        assert problem.mean is not None
+        coded_mean = _coded_mean(case)
+        missing = case.w_hat - solution.low_rank.dense()
+        bias_delta = (problem.mean / case.smooth) @ missing.T - coded_mean @ residual.T
+    if activation.shift != 0.0:
+        folded = -activation.shift * problem.weight.sum(1)
+        bias_delta = folded if bias_delta is None else bias_delta + folded
+    metrics = {"error_draft": drafted.error, "error": solution.error}
+    result = QuantizedLinear(
+        1.0 / case.smooth,
+        solution.low_rank.lora_down.to(torch.bfloat16),
+        solution.low_rank.lora_up.to(torch.bfloat16),
+        solution.w_codes,
+        solution.w_scale.to(torch.bfloat16),
+        activation,
+        bias_delta,
+        metrics,
+        tuple(notes),
+    )
+    if problem.judge is not None:
+        x = problem.judge - activation.shift
+        y = x @ problem.weight.T
+        metrics["error"] = float((result(x) - y).norm() / y.norm().clamp_min(1e-30))
+    return result
+
+
+def _coded_mean(case: Smoothed) -> Tensor:
+    """Mean of the coded input over the fitted tokens [in_features]."""
+    assert case.problem.fit is not None
+    x_rot = case.problem.fit / case.smooth
+    x_rot = rotate(x_rot) if case.activation.rotate else x_rot
+    return fake_quantize(x_rot, case.activation.group_size, case.activation.range).mean(0)
+
+
+def _search(
+    weight: Tensor, fit: Tensor | None, judge: Tensor | None, activation: ActivationFormat, rank: int, recipe: Recipe
+) -> tuple[Smoothed, Solution]:
+    """The best smoothing for one activation format, by drafts."""
+    problem = _problem(weight, fit, judge, activation, recipe, with_gram=False)
+    tried: dict[SmoothingCandidate, tuple[Smoothed, Solution]] = {}
+    spans = None if problem.fit is None else ChannelSpans.measure(problem.fit, weight)
+
+    def attempt(candidate: SmoothingCandidate) -> None:
+        if candidate not in tried:
+            smooth = torch.ones(weight.shape[1]) if spans is None else candidate.scale(spans)
+            case = smoothed(problem, smooth, activation)
+            tried[candidate] = (case, draft(case, rank, recipe))
+
+    attempt(NO_SMOOTHING)
+    if recipe.smoothing and spans is not None:
+        for candidate in COARSE:
+            attempt(candidate)
+        for candidate in finer(min(tried, key=lambda c: tried[c][1].error)):
+            attempt(candidate)
+    return min(tried.values(), key=lambda found: found[1].error)
+
+
+def _problem(
+    weight: Tensor,
+    fit: Tensor | None,
+    judge: Tensor | None,
+    activation: ActivationFormat,
+    recipe: Recipe,
+    with_gram: bool,
+) -> Problem:
+    if fit is None or judge is None:
+        return Problem.of(weight, None, None, False, False)
+    if activation.shift != 0.0:
+        fit, judge = fit + activation.shift, judge + activation.shift
+    share = fit.mean(0).square().sum() / fit.square().mean(0).sum().clamp_min(1e-30)
+    centered = recipe.bias_correction and bool(share > _MEAN_SHARE)
+    return Problem.of(weight, fit, judge, centered, with_gram)
+
+
+def _activation_formats(recipe: Recipe, in_features: int, shift: float | None) -> list[ActivationFormat]:
+    """The formats to try, the plainest first."""
+    size = recipe.group_size
+    ranges = ["signed8"] if recipe.activation_range == "auto" else [recipe.activation_range]
+    plain = [ActivationFormat(4, size, name, False, 0.0) for name in ranges]
+    if shift is not None and recipe.activation_range == "auto":
+        plain.append(ActivationFormat(4, size, "unsigned", False, shift))
+    rotated = [replace(f, rotate=True) for f in plain if f.range != "unsigned" and can_rotate(in_features)]
+    if recipe.rotate == "auto":
+        return plain + rotated
+    return rotated or plain if recipe.rotate else plain
+
+
+def _split_samples(samples: LinearSamples | None, in_features: int, name: str) -> tuple[Tensor | None, Tensor | None]:
+    """(fit, judge), f32, checked; judging tokens are at most 512, evenly spaced."""
+    if samples is None:
+        return None, None
+    for part in (samples.fit, samples.held_out):
+        if part is None:
+            continue
+        if part.ndim != 2 or part.shape[1] != in_features or not part.is_floating_point():
+            raise SamplesDoNotFit(
+                "quantize_linear",
+                name,
+                f"found samples {list(part.shape)} {part.dtype}; required [tokens, {in_features}] in floating point",
+                "record the samples with the model being compiled",
+            )
+        if not torch.isfinite(part).all():
+            raise NonFiniteSamples(
+                "quantize_linear", name, "found NaN or infinity in the samples", "check the inputs used for calibration"
+            )
+    fit = samples.fit.to(torch.float32)
+    if fit.shape[0] == 0:
+        return None, None
+    if samples.held_out is None or samples.held_out.shape[0] == 0:
+        if fit.shape[0] < 16:
+            return fit, fit
+        cut = fit.shape[0] - fit.shape[0] // 8
+        fit, judge = fit[:cut], fit[cut:]
+    else:
+        judge = samples.held_out.to(torch.float32)
+    stride = max(1, -(-judge.shape[0] // _JUDGE_TOKENS))
+    return fit, judge[::stride]
+
+
+def _checked_weight(weight: Tensor, recipe: Recipe, name: str) -> Tensor:
+    if weight.ndim != 2 or weight.numel() == 0 or not weight.is_floating_point():
+        raise MalformedWeight(
+            "quantize_linear",
+            name,
+            f"found a weight {list(weight.shape)} {weight.dtype}; required [out_features, in_features] in floating point",
+            "pass the linear's weight matrix",
+        )
+    if weight.shape[1] % recipe.group_size:
+        raise IndivisibleGroup(
+            "quantize_linear",
+            name,
+            f"in_features={weight.shape[1]} is not divisible by group_size={recipe.group_size}",
+            f"pad the layer or keep it with --keep {name!r}",
+        )
+    weight = weight.detach().to(torch.float32)
+    if not torch.isfinite(weight).all():
+        raise NonFiniteWeight(
+            "quantize_linear", name, "found NaN or infinity in the weight", f"mend the checkpoint, or use --keep {name!r}"
+        )
+    return weight

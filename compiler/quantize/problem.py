@@ -1,0 +1,104 @@
+"""The layer being quantized, in the shape that the search and the solver share.
+
+`smoothed` applies one choice of smoothing and activation format and measures what follows from it: the covariance of the
+rotated input, and the noise that coding it adds. Everything there lives in the rotated space:
+
+    x_rot = rotate?(x_hat)     w_rot = rotate?(w_hat)      x_rot @ w_rot.T = x_hat @ w_hat.T
+
+Where the bias may absorb the mean output error, the covariance is taken about the mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svdqc.compiler.quantize.hadamard import rotate, rotate_gram
+from svdqc.compiler.quantize.ranges import ActivationFormat, fake_quantize
+
+WEIGHT_NOISE = 0.0085
+"""Power of the rounding error of 4-bit codes over the power of a group of 64 near-Gaussian values."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """weight [out_features, in_features]; fit, judge [tokens, in_features] or None without samples; all f32.
+
+    fit and judge hold x + shift. `judge` are the tokens that choices are accepted on, `gram` the second moment
+    [in_features, in_features] of `fit`, about its mean where `centered`.
+    """
+
+    weight: Tensor
+    fit: Tensor | None
+    judge: Tensor | None
+    centered: bool
+    mean: Tensor | None
+    gram: Tensor | None
+
+    @staticmethod
+    def of(weight: Tensor, fit: Tensor | None, judge: Tensor | None, centered: bool, with_gram: bool) -> Problem:
+        if fit is None:
+            return Problem(weight, None, None, False, None, None)
+        mean = fit.mean(0) if centered else None
+        gram = None
+        if with_gram:
+            gram = fit.T @ fit / fit.shape[0]
+            if mean is not None:
+                gram -= torch.outer(mean, mean)
+        return Problem(weight, fit, fit if judge is None else judge, centered, mean, gram)
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """A problem under one smoothing and activation format.
+
+    w_hat       [out_features, in_features]  smoothed weight
+    w_rot       [out_features, in_features]  smoothed and rotated
+    judge_hat   [tokens, in_features]        smoothed input, as the low-rank branch reads it
+    judge_coded [tokens, in_features]        smoothed, rotated, quantized
+    noise       [in_features]                mean square of (quantized - rotated) over the fitted tokens, per channel
+    """
+
+    problem: Problem
+    smooth: Tensor
+    activation: ActivationFormat
+    w_hat: Tensor
+    w_rot: Tensor
+    judge_hat: Tensor | None
+    judge_coded: Tensor | None
+    noise: Tensor
+    power: Tensor
+
+    def covariance(self) -> Tensor:
+        """[in_features, in_features] of the rotated input."""
+        assert self.problem.gram is not None
+        inv_smooth = 1.0 / self.smooth
+        gram = self.problem.gram * torch.outer(inv_smooth, inv_smooth)
+        return rotate_gram(gram) if self.activation.rotate else gram
+
+
+def smoothed(problem: Problem, smooth: Tensor, activation: ActivationFormat, noise_tokens: int = 512) -> Smoothed:
+    w_hat = problem.weight * smooth
+    w_rot = rotate(w_hat) if activation.rotate else w_hat
+    in_features = w_hat.shape[1]
+    if problem.fit is None or problem.judge is None:
+        unit = torch.ones(in_features)
+        return Smoothed(problem, smooth, activation, w_hat, w_rot, None, None, WEIGHT_NOISE * unit, unit)
+    inv_smooth = 1.0 / smooth
+    stride = max(1, problem.fit.shape[0] // noise_tokens)
+    fit_rot = problem.fit[::stride] * inv_smooth
+    judge_hat = problem.judge * inv_smooth
+    judge_rot = judge_hat
+    if activation.rotate:
+        fit_rot, judge_rot = rotate(fit_rot), rotate(judge_hat)
+    miss = fake_quantize(fit_rot, activation.group_size, activation.range) - fit_rot
+    noise, power = miss.square().mean(0), fit_rot.square().mean(0)
+    judge_coded = fake_quantize(judge_rot, activation.group_size, activation.range)
+    return Smoothed(problem, smooth, activation, w_hat, w_rot, judge_hat, judge_coded, noise, power)
+
+
+def group_mean(values: Tensor, group_size: int) -> Tensor:
+    """Each value [in_features] replaced by its group's mean."""
+    return values.reshape(-1, group_size).mean(1).repeat_interleave(group_size)

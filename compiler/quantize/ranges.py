@@ -1,0 +1,88 @@
+"""From real numbers to 4-bit codes: which scale a group gets, and the codes that follow from it.
+
+    codes = clamp(round_half_even(x * (1 / scale)), lo, hi)        1/scale in f32, 0 where scale == 0
+
+| range     | scale                                   | codes, 4 bits |
+|-----------|-----------------------------------------|---------------|
+| symmetric | absmax / 7                              | -7 .. 7       |
+| signed8   | v / -8, v = the element of largest |.|  | -8 .. 7       |
+| unsigned  | max / 15, for values >= 0               | 0 .. 15       |
+
+"signed8" uses all sixteen codes: the scale takes the sign that sends the extreme to -8, so it may be negative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RANGES = ("symmetric", "signed8", "unsigned")
+
+
+@dataclass(frozen=True)
+class ActivationFormat:
+    """How the activations of one linear are quantized, per token and group.
+
+    x_hat = (x + shift) * inv_smooth, rotated in blocks of 64 channels where `rotate`, then coded by `range`.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    range: str = "signed8"
+    rotate: bool = False
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert self.range in RANGES, self.range
+        assert self.bits in (4, 8) and (self.bits == 4 or self.range == "symmetric")
+        assert self.range != "unsigned" or not self.rotate, "a rotation makes codes negative"
+
+    @property
+    def code_limits(self) -> tuple[int, int]:
+        return code_limits(self.range, self.bits)
+
+
+def code_limits(range_name: str, bits: int = 4) -> tuple[int, int]:
+    """The smallest and largest code."""
+    half = 1 << (bits - 1)
+    return {
+        "symmetric": (1 - half, half - 1),
+        "signed8": (-half, half - 1),
+        "unsigned": (0, 2 * half - 1),
+    }[range_name]
+
+
+def group_scales(x_grouped: Tensor, range_name: str, bits: int = 4) -> Tensor:
+    """The scale of each group: x_grouped [..., groups, group_size] f32 -> [..., groups] f32."""
+    lo, hi = code_limits(range_name, bits)
+    if range_name == "symmetric":
+        return x_grouped.abs().amax(-1) / hi
+    if range_name == "unsigned":
+        return x_grouped.amax(-1).clamp_min(0.0) / hi
+    extreme = x_grouped.abs().argmax(-1, keepdim=True)  # the first of equals
+    return x_grouped.gather(-1, extreme).squeeze(-1) / lo
+
+
+def reciprocal(scale: Tensor) -> Tensor:
+    """1/scale, and 0 where scale is 0 (or so small that the reciprocal overflows)."""
+    inverse = 1.0 / scale
+    return torch.where(torch.isfinite(inverse), inverse, torch.zeros_like(inverse))
+
+
+def encode(x_grouped: Tensor, scale: Tensor, limits: tuple[int, int]) -> Tensor:
+    """Codes, as floats, of x_grouped [..., groups, group_size] under scale [..., groups]."""
+    return (x_grouped * reciprocal(scale).unsqueeze(-1)).round_().clamp_(*limits)
+
+
+def to_bf16_values(x: Tensor) -> Tensor:
+    """x rounded to bfloat16, held in f32."""
+    return x.to(torch.bfloat16).to(torch.float32)
+
+
+def fake_quantize(x: Tensor, group_size: int, range_name: str, bits: int = 4) -> Tensor:
+    """x [..., in_features] as its codes stand for it: quantized and dequantized, dynamic scales in f32."""
+    grouped = x.reshape(*x.shape[:-1], -1, group_size)
+    scale = group_scales(grouped, range_name, bits)
+    return encode(grouped, scale, code_limits(range_name, bits)).mul_(scale.unsqueeze(-1)).reshape(x.shape)

@@ -1,0 +1,145 @@
+"""The low-rank branch and the 4-bit residual of one layer, for a given smoothing and activation format.
+
+With x the rotated input, e the error of coding it (taken as uncorrelated with x), C and N their covariances, a branch L
+and a coded weight Q miss the output x W.T by x (W - L - Q).T - e Q.T, so their expected squared error is
+
+    J(L, Q) = tr((W - L - Q) C (W - L - Q).T) + tr(Q N Q.T)
+
+- Q given L: complete the square. Q should be near T = (W - L) C (C + N)^-1, a Wiener filter that takes back the directions
+  in which the input is quieter than its coding noise, and its own rounding is weighed by H = C + N: GPTQ on T under H.
+- L first: what remains after the best Q is tr((W - L) M (W - L).T), M = N (C + N)^-1 C, plus the rounding of Q, which follows the
+  size of W - L: a diagonal. Their sum is the metric of the first low-rank split.
+- L given Q: the low-rank part of W - Q nearest to it under C (QERA, arXiv 2410.06040).
+
+Both steps are repeated; the best on held-out tokens is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svdqc.compiler.quantize.gptq import FeedbackFactor, factor, quantize_with_feedback, round_to_nearest
+from svdqc.compiler.quantize.hadamard import rotate
+from svdqc.compiler.quantize.low_rank import LowRank, branch_of, diagonal_metric, leading_subspace
+from svdqc.compiler.quantize.problem import WEIGHT_NOISE, Smoothed, group_mean
+from svdqc.compiler.quantize.recipe import Recipe
+from svdqc.compiler.quantize.reference import dequantize_weight
+
+_SHRINKAGE = 0.02
+"""Share of the diagonal mixed into a covariance that was measured on few tokens."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """low_rank reads the smoothed input; w_codes, w_scale code the (rotated) residual."""
+
+    low_rank: LowRank
+    w_codes: Tensor
+    w_scale: Tensor
+    error: float
+
+    def residual(self) -> Tensor:
+        return dequantize_weight(self.w_codes, self.w_scale)
+
+
+def output_error(case: Smoothed, low_rank: LowRank, residual: Tensor) -> float:
+    """Relative output error on the judging tokens; without samples, of the weight itself."""
+    missing = case.w_hat - low_rank.dense()
+    if case.judge_hat is None or case.judge_coded is None:
+        missing = rotate(missing) if case.activation.rotate else missing
+        return float((missing - residual).norm() / case.w_hat.norm())
+    miss = case.judge_hat @ missing.T - case.judge_coded @ residual.T
+    if case.problem.centered:
+        miss = miss - miss.mean(0)
+    return float(miss.norm() / reference_norm(case))
+
+
+def reference_norm(case: Smoothed) -> Tensor:
+    assert case.problem.judge is not None
+    return (case.problem.judge @ case.problem.weight.T).norm()
+
+
+def rotated_residual(case: Smoothed, low_rank: LowRank) -> Tensor:
+    missing = case.w_hat - low_rank.dense()
+    return rotate(missing) if case.activation.rotate else missing
+
+
+def draft(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
+    """A quick solution to compare smoothings by: diagonal metric, round to nearest."""
+    size = case.activation.group_size
+    energy = group_mean(case.noise + WEIGHT_NOISE * case.power, size)
+    basis = leading_subspace(case.w_rot, diagonal_metric(energy), rank, recipe.seed, iterations=2)
+    low_rank = branch_of(basis, case.w_hat)
+    w_codes, w_scale = round_to_nearest(
+        rotated_residual(case, low_rank), recipe.group_size, recipe.weight_range, clip=False
+    )
+    return Solution(low_rank, w_codes, w_scale, output_error(case, low_rank, dequantize_weight(w_codes, w_scale)))
+
+
+def solve(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
+    """The best solution found under the recipe."""
+    if case.problem.gram is None:
+        return _without_feedback(case, rank, recipe)
+    size = case.activation.group_size
+    covariance = case.covariance()
+    diagonal = torch.diag(covariance.diagonal())
+    covariance = torch.lerp(covariance, diagonal, _SHRINKAGE)
+    noise = case.noise.clamp_min(1e-12)
+    hessian = covariance + torch.diag(noise)
+    factored = factor(hessian, recipe.group_size)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    energy = torch.empty_like(noise)
+    energy[factored.order] = factored.energy
+    rounding = WEIGHT_NOISE * group_mean(energy, recipe.group_size)
+
+    def remaining(v: Tensor) -> Tensor:
+        return noise.unsqueeze(1) * (inverse @ (covariance @ v)) + rounding.unsqueeze(1) * v
+
+    basis = leading_subspace(case.w_rot, remaining, rank, recipe.seed)
+    low_rank = branch_of(basis, case.w_hat)
+    best = _round(case, low_rank, factored, inverse, noise, recipe)
+    latest = best
+    for _ in range(recipe.refine_iterations):
+        coded = latest.residual()
+        basis = leading_subspace(case.w_rot - coded, lambda v: covariance @ v, rank, recipe.seed)
+        uncoded = rotate(coded) if case.activation.rotate else coded
+        latest = _round(case, branch_of(basis, case.w_hat - uncoded), factored, inverse, noise, recipe)
+        if latest.error < best.error:
+            best = latest
+    return best
+
+
+def _round(
+    case: Smoothed, low_rank: LowRank, factored: FeedbackFactor, inverse: Tensor, noise: Tensor, recipe: Recipe
+) -> Solution:
+    target = rotated_residual(case, low_rank)
+    if recipe.shrink:
+        target = target - (target * noise) @ inverse
+    w_codes, w_scale = quantize_with_feedback(
+        target, factored, recipe.group_size, recipe.weight_range, recipe.clip
+    )
+    return Solution(low_rank, w_codes, w_scale, output_error(case, low_rank, dequantize_weight(w_codes, w_scale)))
+
+
+def _without_feedback(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
+    """Iterated SVD of what rounding leaves, as SVDQuant does, in the metric of the coding noise."""
+    energy = group_mean(case.noise + WEIGHT_NOISE * case.power, recipe.group_size)
+    best: Solution | None = None
+    coded = torch.zeros_like(case.w_rot)
+    for _ in range(1 + recipe.refine_iterations):
+        basis = leading_subspace(case.w_rot - coded, diagonal_metric(energy), rank, recipe.seed)
+        uncoded = rotate(coded) if case.activation.rotate else coded
+        low_rank = branch_of(basis, case.w_hat - uncoded)
+        w_codes, w_scale = round_to_nearest(
+            rotated_residual(case, low_rank), recipe.group_size, recipe.weight_range, recipe.clip
+        )
+        coded = dequantize_weight(w_codes, w_scale)
+        found = Solution(low_rank, w_codes, w_scale, output_error(case, low_rank, coded))
+        if best is not None and found.error >= best.error:
+            break
+        best = found
+    assert best is not None
+    return best

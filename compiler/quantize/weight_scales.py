@@ -1,0 +1,37 @@
+"""The scale of each group of weight codes: by the largest magnitude, or by the least squared error over a grid.
+
+    choose argmin_s sum_k energy_k (w_k - s * clamp(round(w_k / s)))^2      s = bf16(ratio * full_range(w))
+
+The scale is rounded to bf16 before it is judged, since that is the scale the kernel multiplies by.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from svdqc.compiler.quantize.ranges import code_limits, group_scales, reciprocal, to_bf16_values
+
+_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+
+
+def choose_scales(w: Tensor, range_name: str, clip: bool, energy: Tensor | None = None) -> Tensor:
+    """One scale per row: w [rows, group_size] f32 -> [rows] f32 holding bf16 values, negative ones for "signed8" only."""
+    full = group_scales(w, range_name)
+    if not clip:
+        return to_bf16_values(full)
+    limits = code_limits(range_name)
+    candidates = [full * ratio for ratio in _RATIOS]
+    if range_name == "signed8":  # the extreme at +7 instead of -8: better when the far side is as long
+        candidates += [full * -ratio for ratio in (8.0 / 7.0, *_RATIOS)]
+    best_loss = torch.full_like(full, torch.inf)
+    best = torch.zeros_like(full)
+    for candidate in candidates:
+        scale = to_bf16_values(candidate)
+        codes = (w * reciprocal(scale).unsqueeze(1)).round_().clamp_(*limits)
+        miss = torch.addcmul(w, codes, scale.unsqueeze(1), value=-1.0).square_()
+        loss = miss.sum(1) if energy is None else miss @ energy
+        better = loss < best_loss
+        best_loss = torch.where(better, loss, best_loss)
+        best = torch.where(better, scale, best)
+    return best
