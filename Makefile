@@ -1,0 +1,85 @@
+# make setup | demo | test | bench | gpu-check | lint | fmt | clean
+#
+# Everything happens in .venv with the versions of constraints.txt. The packages are used from the source folders:
+# build/dev/svdqc is a tree of symbolic links that gives them their installed names (svdqc.compiler, svdqc.runtime, ...),
+# and a .pth file puts it on the path. An edited or added file is therefore what the next command uses. scikit-build-core's
+# own editable mode is not used because it lists the files at install time: a template or module added later is not found.
+# tests/test_wheel.py builds the real wheel and checks that it holds the same files.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+JOBS   ?= 2
+EXTRAS := compile diffusers dev
+DEV    := build/dev/svdqc
+STAMP  := $(VENV)/.svdqc-setup
+
+NATIVE_SOURCES := $(wildcard runtime/CMakeLists.txt runtime/src/* runtime/include/*)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONNOUSERSITE := 1
+
+.PHONY: setup demo test bench gpu-check lint fmt clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP) build/native/.built
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "svdqc needs Python 3.11 or newer; found '$$($(PYTHON) --version 2>&1)'. Name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "could not create $(VENV): install Python's venv module (Debian: apt install python3-venv)" >&2; exit 1; }
+
+$(STAMP): pyproject.toml constraints.txt Makefile | $(PY)
+	@mkdir -p build
+	@$(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  extras = p["optional-dependencies"]; \
+	  print(*p["dependencies"], *(r for e in "$(EXTRAS)".split() for r in extras[e]), sep="\n")' > build/requirements.txt
+	$(PY) -m pip install --quiet -c constraints.txt -r build/requirements.txt
+	@mkdir -p $(DEV)
+	@ln -sfn ../../../runtime/python/__init__.py $(DEV)/__init__.py
+	@ln -sfn ../../../runtime/python/errors.py $(DEV)/errors.py
+	@ln -sfn ../../../runtime/python/runtime $(DEV)/runtime
+	@ln -sfn ../../../runtime/include $(DEV)/include
+	@for name in compiler frontends templates; do ln -sfn ../../../$$name $(DEV)/$$name; done
+	@$(PY) -c 'import pathlib, sysconfig; \
+	  site = pathlib.Path(sysconfig.get_path("purelib"), "svdqc-dev.pth"); \
+	  site.write_text(str(pathlib.Path("build/dev").resolve()) + "\n"); \
+	  tool = pathlib.Path("$(VENV)/bin/svdqc"); \
+	  python = pathlib.Path("$(PY)").absolute(); \
+	  tool.write_text("#!%s\nfrom svdqc.compiler.cli import main\n\nmain()\n" % python); tool.chmod(0o755)'
+	@touch $@
+
+build/native/.built: $(NATIVE_SOURCES) | $(STAMP)
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S runtime -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DCMAKE_INSTALL_PREFIX=$(CURDIR)/build/dev > build/native.log 2>&1 \
+	  && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/native --parallel $(JOBS) >> build/native.log 2>&1 \
+	  && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --install build/native >> build/native.log 2>&1 \
+	  || { tail -30 build/native.log >&2; echo "building the runtime failed (build/native.log)" >&2; exit 1; }
+	@touch $@
+
+demo: setup
+	$(PY) examples/emoji/demo.py
+
+test: setup
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup
+
+bench: setup
+	$(PY) tests/bench/run.py
+
+gpu-check: setup
+	$(PY) tests/gpu/check.py
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy -p svdqc
+	git ls-files -co --exclude-standard -- '*.c' '*.cpp' '*.h' | xargs -r $(VENV)/bin/clang-format --dry-run --Werror
+
+fmt: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	git ls-files -co --exclude-standard -- '*.c' '*.cpp' '*.h' | xargs -r $(VENV)/bin/clang-format -i
+
+clean:
+	rm -rf build out dist .pytest_cache .mypy_cache .ruff_cache
