@@ -1,0 +1,1 @@
+"""The ahead-of-time compiler: graph, quantizer, passes, code generation, plan, artifact."""

@@ -1,0 +1,129 @@
+"""The public functions that need the compiler: `svdqc.compile`, `svdqc.inspect` and `svdqc.reference`.
+
+Each checks that the compiler's packages are installed before it imports them, so that a machine that holds only
+the runtime gets one sentence and not a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from svdqc.compiler.quantize.recipe import Recipe
+from svdqc.errors import SvdqcError
+
+if TYPE_CHECKING:
+    from svdqc.compiler.driver.progress import Progress
+
+ARTIFACT_MAGIC = b"\x89SVDQ\r\n\x1a"
+COMPILER_PACKAGES = ("torch", "onnx", "jinja2", "networkx", "safetensors")
+
+Calibration = Iterable[Mapping[str, Any]] | str | os.PathLike[str] | None
+
+
+class CompilerNotInstalled(SvdqcError):
+    """Only the runtime is installed, and the call needs the compiler."""
+
+
+def require_compiler(where: str) -> None:
+    missing = [name for name in COMPILER_PACKAGES if find_spec(name) is None]
+    if missing:
+        found = f"only the runtime is installed ({', '.join(missing)} missing)"
+        remedy = "install the compiler with: pip install 'svdqc[compile]'"
+        raise CompilerNotInstalled(where, "svdqc", found, remedy)
+
+
+def is_artifact(path: str | os.PathLike[str]) -> bool:
+    """True for a file that opens with the artifact's magic, or carries its suffix."""
+    candidate = Path(path)
+    if candidate.suffix == ".svdq":
+        return True
+    if not candidate.is_file():
+        return False
+    with candidate.open("rb") as file:
+        return file.read(len(ARTIFACT_MAGIC)) == ARTIFACT_MAGIC
+
+
+def is_onnx(model: Any) -> bool:
+    return isinstance(model, str | os.PathLike) and Path(model).suffix == ".onnx"
+
+
+def compile(
+    model: Any,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    output: str | os.PathLike[str],
+    target: str = "native",
+    recipe: Recipe | None = None,
+    calibration: Calibration = None,
+    dynamic: str | Mapping[str, Any] | None = None,
+    jobs: int = 0,
+    progress: Progress | None = None,
+) -> Any:
+    """Compile `model` to one file, written whole or not at all.
+
+    model        an nn.Module, an ExportedProgram, or a path: .onnx, .pt2, a diffusers folder, "package.module:factory"
+    inputs       keyword arguments of one call of the model; their shapes and dtypes are what is compiled. A diffusers
+                 model or an .onnx file with fixed shapes needs none
+    output       the artifact to write, such as "flux.svdq"
+    target       "native" (this machine), "cpu", "cpu:avx2", ..., or several, separated by commas
+    recipe       precision, rank, which layers to keep; see `svdqc.Recipe`
+    calibration  an iterable of input dicts, a .npz or .safetensors file, or a folder of them; None quantizes from the
+                 weights alone
+    dynamic      sizes that may vary: "height=64:128:8,batch=1:4" (lo:hi:multiple)
+    jobs         parallel compilations; 0 means one per core
+    progress     called with a `svdqc.ProgressEvent` after each step
+
+    Returns the artifact: `.path`, `.num_bytes`, and `.report`, a dict of what was quantized, kept and fused.
+    """
+    require_compiler("compile")
+    from svdqc.compiler.driver import compile_model
+    from svdqc.compiler.driver.calibration_files import load_calibration
+
+    samples: Any = calibration
+    if isinstance(calibration, str | os.PathLike):
+        samples = load_calibration(calibration, nested=not is_onnx(model))
+    return compile_model(
+        model,
+        inputs,
+        output=output,
+        target=target,
+        recipe=recipe or Recipe(),
+        calibration=samples,
+        dynamic=dynamic,
+        jobs=jobs,
+        progress=progress,
+    )
+
+
+def inspect(
+    model: Any,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    target: str = "native",
+    recipe: Recipe | None = None,
+    dynamic: str | Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Tell what is inside an artifact or, of a model, what a compilation would quantize, keep, fuse and refuse.
+
+    Takes the arguments of `svdqc.compile`; an artifact needs only its path, and neither torch nor a compiler.
+    """
+    if isinstance(model, str | os.PathLike) and is_artifact(model):
+        from svdqc.compiler.driver import inspect_artifact
+
+        return inspect_artifact(model)
+    require_compiler("inspect")
+    from svdqc.compiler.driver import inspect_model
+
+    return inspect_model(model, inputs, target=target, recipe=recipe or Recipe(), dynamic=dynamic)
+
+
+def reference(path: str | os.PathLike[str]) -> Any:
+    """The artifact's quantized graph as a callable that PyTorch executes: the definition of correct."""
+    require_compiler("reference")
+    from svdqc.compiler.driver import reference as open_reference
+
+    return open_reference(path)
