@@ -27,13 +27,7 @@ from svdqc.compiler.quantize.problem import Problem, Smoothed, smoothed
 from svdqc.compiler.quantize.ranges import ActivationFormat, fake_quantize
 from svdqc.compiler.quantize.recipe import Recipe
 from svdqc.compiler.quantize.reference import linear_s4, quantize_activation
-from svdqc.compiler.quantize.smoothing import (
-    COARSE,
-    NO_SMOOTHING,
-    ChannelSpans,
-    SmoothingCandidate,
-    finer,
-)
+from svdqc.compiler.quantize.smoothing import balanced, channel_rms
 from svdqc.compiler.quantize.solve import Solution, draft, solve
 
 Progress = Callable[[str], None]
@@ -43,6 +37,7 @@ FEWEST_TOKENS = 128
 
 _MEAN_SHARE = 0.02
 _JUDGE_TOKENS = 512
+_SMOOTHING_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -177,22 +172,20 @@ def _search(
 ) -> tuple[Smoothed, Solution]:
     """The best smoothing for one activation format, by drafts."""
     problem = _problem(weight, fit, judge, activation, recipe, with_gram=False)
-    tried: dict[SmoothingCandidate, tuple[Smoothed, Solution]] = {}
-    spans = None if problem.fit is None else ChannelSpans.measure(problem.fit, weight)
-
-    def attempt(candidate: SmoothingCandidate) -> None:
-        if candidate not in tried:
-            smooth = torch.ones(weight.shape[1]) if spans is None else candidate.scale(spans)
-            case = smoothed(problem, smooth, activation)
-            tried[candidate] = (case, draft(case, rank, recipe))
-
-    attempt(NO_SMOOTHING)
-    if recipe.smoothing and spans is not None:
-        for candidate in COARSE:
-            attempt(candidate)
-        for candidate in finer(min(tried, key=lambda c: tried[c][1].error)):
-            attempt(candidate)
-    return min(tried.values(), key=lambda found: found[1].error)
+    unsmoothed = smoothed(problem, torch.ones(weight.shape[1]), activation)
+    best = (unsmoothed, draft(unsmoothed, rank, recipe))
+    if not recipe.smoothing or problem.fit is None:
+        return best
+    activation_rms, weight_rms = channel_rms(problem.fit), channel_rms(weight)
+    for round_number in range(_SMOOTHING_ROUNDS):
+        case = smoothed(problem, balanced(activation_rms, weight_rms), activation)
+        drafted = draft(case, rank, recipe)
+        if drafted.error < best[1].error:
+            best = (case, drafted)
+        elif round_number > 0:
+            break
+        weight_rms = channel_rms((case.w_hat - drafted.low_rank.dense()) / case.smooth)
+    return best
 
 
 def _problem(

@@ -21,6 +21,8 @@ from svdqc.compiler.quantize.ranges import ActivationFormat, fake_quantize
 WEIGHT_NOISE = 0.0085
 """Power of the rounding error of 4-bit codes over the power of a group of 64 near-Gaussian values."""
 
+_LEAST_SHRINKAGE, _MOST_SHRINKAGE = 0.02, 0.4
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -72,11 +74,13 @@ class Smoothed:
     power: Tensor
 
     def covariance(self) -> Tensor:
-        """[in_features, in_features] of the rotated input."""
-        assert self.problem.gram is not None
+        """[in_features, in_features] of the rotated input, shrunk to its diagonal as far as few tokens ask for."""
+        assert self.problem.gram is not None and self.problem.fit is not None
         inv_smooth = 1.0 / self.smooth
         gram = self.problem.gram * torch.outer(inv_smooth, inv_smooth)
-        return rotate_gram(gram) if self.activation.rotate else gram
+        gram = rotate_gram(gram) if self.activation.rotate else gram
+        gram = (gram + gram.T) * 0.5
+        return torch.lerp(gram, torch.diag(gram.diagonal()), shrinkage(gram, self.problem.fit.shape[0]))
 
 
 def smoothed(problem: Problem, smooth: Tensor, activation: ActivationFormat, noise_tokens: int = 512) -> Smoothed:
@@ -102,3 +106,19 @@ def smoothed(problem: Problem, smooth: Tensor, activation: ActivationFormat, noi
 def group_mean(values: Tensor, group_size: int) -> Tensor:
     """Each value [in_features] replaced by its group's mean."""
     return values.reshape(-1, group_size).mean(1).repeat_interleave(group_size)
+
+
+def shrinkage(gram: Tensor, tokens: int) -> float:
+    """The share of its diagonal to mix into a sample covariance.
+
+    Half of the oracle-approximating shrinkage (Chen, Wiesel, Eldar, Hero 2010) of the correlation matrix: tokens of a sequence
+    are no worse than independent ones here, and directions matter more than the Frobenius norm that the formula minimises.
+    """
+    size = gram.shape[0]
+    root = gram.diagonal().clamp_min(1e-30).sqrt()
+    squares = float((gram / torch.outer(root, root)).square().sum())
+    excess = squares - size
+    if excess <= 0.0:
+        return _MOST_SHRINKAGE
+    oracle = (squares + size * size) / ((tokens + 1.0) * excess)
+    return min(max(0.5 * oracle, _LEAST_SHRINKAGE), _MOST_SHRINKAGE)

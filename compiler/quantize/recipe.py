@@ -50,7 +50,7 @@ class Recipe:
     weight_range: str = "signed8"
     clip: bool = True
     shrink: bool = True
-    refine_iterations: int = 2
+    refine_iterations: int = 4
     bias_correction: bool = True
     seed: int = 0
     keep: tuple[str, ...] = ()

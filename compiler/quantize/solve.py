@@ -10,8 +10,9 @@ and a coded weight Q miss the output x W.T by x (W - L - Q).T - e Q.T, so their 
 - L first: what remains after the best Q is tr((W - L) M (W - L).T), M = N (C + N)^-1 C, plus the rounding of Q, which follows the
   size of W - L: a diagonal. Their sum is the metric of the first low-rank split.
 - L given Q: the low-rank part of W - Q nearest to it under C (QERA, arXiv 2410.06040).
+- Q given L and the last Q: coordinate descent on codes and scales under H.
 
-Both steps are repeated; the best on held-out tokens is kept.
+The last two steps are repeated, each lowering J; the best on held-out tokens is kept.
 """
 
 from __future__ import annotations
@@ -24,13 +25,10 @@ from torch import Tensor
 from svdqc.compiler.quantize.gptq import FeedbackFactor, factor, quantize_with_feedback, round_to_nearest
 from svdqc.compiler.quantize.hadamard import rotate
 from svdqc.compiler.quantize.low_rank import LowRank, branch_of, diagonal_metric, leading_subspace
+from svdqc.compiler.quantize.polish import sweep
 from svdqc.compiler.quantize.problem import WEIGHT_NOISE, Smoothed, group_mean
 from svdqc.compiler.quantize.recipe import Recipe
 from svdqc.compiler.quantize.reference import dequantize_weight
-
-_SHRINKAGE = 0.02
-"""Share of the diagonal mixed into a covariance that was measured on few tokens."""
-
 
 @dataclass(frozen=True)
 class Solution:
@@ -83,44 +81,68 @@ def solve(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
     """The best solution found under the recipe."""
     if case.problem.gram is None:
         return _without_feedback(case, rank, recipe)
-    size = case.activation.group_size
     covariance = case.covariance()
-    diagonal = torch.diag(covariance.diagonal())
-    covariance = torch.lerp(covariance, diagonal, _SHRINKAGE)
-    noise = case.noise.clamp_min(1e-12)
-    hessian = covariance + torch.diag(noise)
-    factored = factor(hessian, recipe.group_size)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    energy = torch.empty_like(noise)
-    energy[factored.order] = factored.energy
-    rounding = WEIGHT_NOISE * group_mean(energy, recipe.group_size)
+    model = _model(case, covariance, recipe)
 
     def remaining(v: Tensor) -> Tensor:
-        return noise.unsqueeze(1) * (inverse @ (covariance @ v)) + rounding.unsqueeze(1) * v
+        filtered = model.inverse @ (covariance @ v)
+        return model.noise.unsqueeze(1) * filtered + model.rounding.unsqueeze(1) * v
 
     basis = leading_subspace(case.w_rot, remaining, rank, recipe.seed)
     low_rank = branch_of(basis, case.w_hat)
-    best = _round(case, low_rank, factored, inverse, noise, recipe)
-    latest = best
+    w_codes, w_scale = quantize_with_feedback(
+        model.target(rotated_residual(case, low_rank)),
+        model.factored,
+        recipe.group_size,
+        recipe.weight_range,
+        recipe.clip,
+    )
+    best = _judged(case, low_rank, w_codes, w_scale)
     for _ in range(recipe.refine_iterations):
-        coded = latest.residual()
-        basis = leading_subspace(case.w_rot - coded, lambda v: covariance @ v, rank, recipe.seed)
-        uncoded = rotate(coded) if case.activation.rotate else coded
-        latest = _round(case, branch_of(basis, case.w_hat - uncoded), factored, inverse, noise, recipe)
-        if latest.error < best.error:
-            best = latest
+        target = model.target(rotated_residual(case, low_rank))
+        w_codes, w_scale = sweep(target, model.hessian, w_codes, w_scale, recipe.weight_range)
+        found = _judged(case, low_rank, w_codes, w_scale)
+        best = min(best, found, key=lambda s: s.error)
+        coded = dequantize_weight(w_codes, w_scale)
+        basis = leading_subspace(case.w_rot - coded, lambda v: covariance @ v, rank, recipe.seed, iterations=2)
+        low_rank = branch_of(basis, case.w_hat - (rotate(coded) if case.activation.rotate else coded))
+        best = min(best, _judged(case, low_rank, w_codes, w_scale), key=lambda s: s.error)
     return best
 
 
-def _round(
-    case: Smoothed, low_rank: LowRank, factored: FeedbackFactor, inverse: Tensor, noise: Tensor, recipe: Recipe
-) -> Solution:
-    target = rotated_residual(case, low_rank)
-    if recipe.shrink:
-        target = target - (target * noise) @ inverse
-    w_codes, w_scale = quantize_with_feedback(
-        target, factored, recipe.group_size, recipe.weight_range, recipe.clip
-    )
+@dataclass(frozen=True)
+class _Model:
+    """C + N and what follows from it, in the rotated space.
+
+    hessian   C + N                                        inverse   (C + N)^-1
+    noise     [in_features] the diagonal of N              factored  the hessian for feedback rounding
+    rounding  [in_features] expected square of the weight's rounding, per unit of the residual's power
+    """
+
+    hessian: Tensor
+    inverse: Tensor
+    noise: Tensor
+    rounding: Tensor
+    factored: FeedbackFactor
+    shrink: bool
+
+    def target(self, residual: Tensor) -> Tensor:
+        """T = R C (C + N)^-1 = R - R N (C + N)^-1."""
+        return residual - (residual * self.noise) @ self.inverse if self.shrink else residual
+
+
+def _model(case: Smoothed, covariance: Tensor, recipe: Recipe) -> _Model:
+    noise = case.noise.clamp_min(float(case.noise.mean()) * 1e-3 + 1e-12)
+    hessian = covariance + torch.diag(noise)
+    factored = factor(hessian, recipe.group_size)
+    energy = torch.empty_like(noise)
+    energy[factored.order] = factored.energy
+    rounding = WEIGHT_NOISE * group_mean(energy, recipe.group_size)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    return _Model(hessian, inverse, noise, rounding, factored, recipe.shrink)
+
+
+def _judged(case: Smoothed, low_rank: LowRank, w_codes: Tensor, w_scale: Tensor) -> Solution:
     return Solution(low_rank, w_codes, w_scale, output_error(case, low_rank, dequantize_weight(w_codes, w_scale)))
 
 
