@@ -68,15 +68,22 @@ def model_inputs(
     latents: Floats, hidden: Floats, pooled: Floats, time: float, grid: int
 ) -> dict[str, NDArray[Any]]:
     """The keyword arguments of one call: latents [B, grid * grid, 48], every sample at the same time."""
-    rows, columns = np.divmod(np.arange(grid * grid), grid)
+    img_ids, txt_ids = position_ids(grid)
     return {
         "hidden_states": latents,
         "encoder_hidden_states": hidden,
         "pooled_projections": pooled,
         "timestep": np.full(len(latents), time, np.float32),
-        "img_ids": np.stack([0 * rows, rows, columns], axis=1).astype(np.float32),
-        "txt_ids": np.zeros((MAX_WORDS, 3), np.float32),
+        "img_ids": img_ids,
+        "txt_ids": txt_ids,
     }
+
+
+def position_ids(grid: int) -> tuple[Floats, Floats]:
+    """(img_ids [grid * grid, 3]: 0, row, column; txt_ids [4, 3]: zeros)."""
+    rows, columns = np.divmod(np.arange(grid * grid), grid)
+    img_ids = np.stack([0 * rows, rows, columns], axis=1).astype(np.float32)
+    return img_ids, np.zeros((MAX_WORDS, 3), np.float32)
 
 
 def draw(
