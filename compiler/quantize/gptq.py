@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from svdqc.compiler.quantize.errors import NonFiniteSamples
-from svdqc.compiler.quantize.ranges import code_limits, reciprocal
+from svdqc.compiler.quantize.ranges import code_limits, encode, reciprocal
 from svdqc.compiler.quantize.weight_scales import choose_scales
 
 _DAMPING = 1e-4
@@ -107,14 +107,7 @@ def round_to_nearest(
     """Codes and scales without feedback; `energy` [in_features] weighs the columns in the choice of scales."""
     out_features, in_features = target.shape
     grouped = target.reshape(out_features, -1, group_size)
-    w_scale = torch.stack(
-        [
-            choose_scales(
-                grouped[:, g], range_name, clip, None if energy is None else energy.reshape(-1, group_size)[g]
-            )
-            for g in range(grouped.shape[1])
-        ],
-        dim=1,
-    )
-    codes = (grouped * reciprocal(w_scale).unsqueeze(-1)).round_().clamp_(*code_limits(range_name))
+    weights = None if energy is None else energy.reshape(-1, group_size)
+    w_scale = choose_scales(grouped, range_name, clip, weights)
+    codes = encode(grouped, w_scale, code_limits(range_name))
     return codes.to(torch.int8).reshape(out_features, in_features), w_scale

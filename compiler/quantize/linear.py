@@ -122,8 +122,8 @@ def quantize_linear(
     case, drafted = found
 
     report("rounding")
-    problem = _problem(weight, fit, judge, case.activation, recipe, with_gram)
-    case = smoothed(problem, case.smooth, case.activation)
+    if with_gram:
+        case = replace(case, problem=case.problem.with_gram())
     solution = solve(case, rank, recipe)
     return _finish(case, drafted, solution, notes)
 
@@ -135,7 +135,7 @@ def _finish(case: Smoothed, drafted: Solution, solution: Solution, notes: list[s
     if problem.fit is not None and problem.centered:
         assert problem.mean is not None
         coded_mean = _coded_mean(case)
-        missing = case.w_hat - solution.low_rank.dense()
+        missing = problem.weight * case.smooth - solution.low_rank.dense()
         bias_delta = (problem.mean / case.smooth) @ missing.T - coded_mean @ residual.T
     if activation.shift != 0.0:
         folded = -activation.shift * problem.weight.sum(1)
@@ -171,7 +171,7 @@ def _search(
     weight: Tensor, fit: Tensor | None, judge: Tensor | None, activation: ActivationFormat, rank: int, recipe: Recipe
 ) -> tuple[Smoothed, Solution]:
     """The best smoothing for one activation format, by drafts."""
-    problem = _problem(weight, fit, judge, activation, recipe, with_gram=False)
+    problem = _problem(weight, fit, judge, activation, recipe)
     unsmoothed = smoothed(problem, torch.ones(weight.shape[1]), activation)
     best = (unsmoothed, draft(unsmoothed, rank, recipe))
     if not recipe.smoothing or problem.fit is None:
@@ -184,7 +184,8 @@ def _search(
             best = (case, drafted)
         elif round_number > 0:
             break
-        weight_rms = channel_rms((case.w_hat - drafted.low_rank.dense()) / case.smooth)
+        branch = drafted.low_rank.dense() / case.smooth
+        weight_rms = channel_rms(weight - branch)
     return best
 
 
@@ -194,15 +195,14 @@ def _problem(
     judge: Tensor | None,
     activation: ActivationFormat,
     recipe: Recipe,
-    with_gram: bool,
 ) -> Problem:
     if fit is None or judge is None:
-        return Problem.of(weight, None, None, False, False)
+        return Problem(weight)
     if activation.shift != 0.0:
         fit, judge = fit + activation.shift, judge + activation.shift
     share = fit.mean(0).square().sum() / fit.square().mean(0).sum().clamp_min(1e-30)
     centered = recipe.bias_correction and bool(share > _MEAN_SHARE)
-    return Problem.of(weight, fit, judge, centered, with_gram)
+    return Problem.of(weight, fit, judge, centered)
 
 
 def _activation_formats(recipe: Recipe, in_features: int, shift: float | None) -> list[ActivationFormat]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from svdqc.compiler.quantize.hadamard import rotate_offline
 from svdqc.compiler.quantize.ranges import to_bf16_values
 
 Metric = Callable[[Tensor], Tensor]
@@ -65,17 +66,19 @@ def leading_subspace(b: Tensor, metric: Metric, rank: int, seed: int, iterations
     return basis @ vectors.flip(1)[:, :rank]
 
 
-def branch_of(basis: Tensor, b: Tensor) -> LowRank:
-    """The part of b in the span of `basis` [out_features, rank], orthonormal, in bf16.
+def branch_of(basis: Tensor, b: Tensor, rotated: bool) -> LowRank:
+    """The part of b in the span of `basis` [out_features, rank], orthonormal, in bf16; lora_down reads unrotated input.
 
     lora_up is rounded first; lora_down then solves the least squares for the rounded lora_up, and is rounded last. What
     rounding loses stays in b - L, for the residual to carry.
 
-    b  [out_features, in_features]  f32
+    b  [out_features, in_features]  f32, rotated where `rotated`
     """
     lora_up = to_bf16_values(basis)
     if lora_up.shape[1] == 0:
         return LowRank(b.new_zeros(0, b.shape[1]), lora_up)
     gram = lora_up.T @ lora_up  # near the identity
     lora_down = torch.linalg.solve(gram, lora_up.T @ b)
+    if rotated:
+        lora_down = rotate_offline(lora_down)
     return LowRank(to_bf16_values(lora_down), lora_up)

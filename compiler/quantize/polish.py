@@ -16,35 +16,40 @@ _SCALE_STEP = 1.25
 
 
 def sweep(
-    target: Tensor, hessian: Tensor, w_codes: Tensor, w_scale: Tensor, range_name: str
+    pull: Tensor, hessian: Tensor, w_codes: Tensor, w_scale: Tensor, range_name: str
 ) -> tuple[Tensor, Tensor]:
     """One pass over all columns, group by group.
 
-    target   [out_features, in_features]  f32     w_codes  [out_features, in_features]  int8
-    hessian  [in_features, in_features]   f32     w_scale  [out_features, groups]       f32, bf16 values
+    pull     [out_features, in_features]  f32  G     w_codes  [out_features, in_features]  int8
+    hessian  [in_features, in_features]   f32  H     w_scale  [out_features, groups]       f32, bf16 values
     ->  w_codes, w_scale, improved
     """
-    in_features, groups = target.shape[1], w_scale.shape[1]
+    in_features, groups = pull.shape[1], w_scale.shape[1]
     group_size = in_features // groups
     limits = code_limits(range_name)
     codes = w_codes.T.to(torch.float32).contiguous()  # [in_features, out_features]
     scales = w_scale.T.contiguous()  # [groups, out_features]
     values = codes * scales.repeat_interleave(group_size, 0)
-    pull = hessian @ (target.T - values)  # G.T
+    pull = pull.T.contiguous()
     for g in range(groups):
         at = slice(g * group_size, (g + 1) * group_size)
         block_hessian = hessian[at, at].contiguous()
-        block_pull, before, scale = pull[at].clone(), values[at].clone(), scales[g]
+        block_pull, before, scale = pull[at], values[at].clone(), scales[g]
         inverse = reciprocal(scale)
         block_codes, block = codes[at], values[at]
+        moves = torch.zeros_like(block)
+        steps = (1.0 / block_hessian.diagonal()).tolist()
         for k in range(group_size):
-            wanted = torch.add(block[k], block_pull[k], alpha=1.0 / float(block_hessian[k, k]))
-            block_codes[k] = wanted.mul_(inverse).round_().clamp_(*limits)
-            moved = block_codes[k] * scale
-            block_pull.addr_(block_hessian[k], moved - block[k], alpha=-1.0)
-            block[k] = moved
-        scales[g] = _better_scale(block, block_pull, block_hessian, scale)
-        block.copy_(block_codes * scales[g])
+            wanted = block_pull[k]
+            if k:  # what the columns before it in this group have taken back
+                wanted = torch.addmv(wanted, moves[:k].T, block_hessian[:k, k], alpha=-1.0)
+            wanted = torch.add(block[k], wanted, alpha=steps[k])
+            torch.clamp(wanted.mul_(inverse).round_(), *limits, out=block_codes[k])
+            moves[k] = block_codes[k] * scale - block[k]
+        block += moves
+        settled = torch.addmm(block_pull, block_hessian, moves, alpha=-1.0)
+        scales[g] = _better_scale(block, settled, block_hessian, scale)
+        torch.mul(block_codes, scales[g], out=block)
         pull.addmm_(hessian[:, at], block - before, alpha=-1.0)
     return codes.T.to(torch.int8).contiguous(), scales.T.contiguous()
 

@@ -10,17 +10,18 @@ Where the bias may absorb the mean output error, the covariance is taken about t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from svdqc.compiler.quantize.hadamard import rotate, rotate_gram
+from svdqc.compiler.quantize.hadamard import rotate_gram, rotate_offline
 from svdqc.compiler.quantize.ranges import ActivationFormat, fake_quantize
 
 WEIGHT_NOISE = 0.0085
 """Power of the rounding error of 4-bit codes over the power of a group of 64 near-Gaussian values."""
 
+_NOISE_TOKENS = 512
 _LEAST_SHRINKAGE, _MOST_SHRINKAGE = 0.02, 0.4
 
 
@@ -28,45 +29,45 @@ _LEAST_SHRINKAGE, _MOST_SHRINKAGE = 0.02, 0.4
 class Problem:
     """weight [out_features, in_features]; fit, judge [tokens, in_features] or None without samples; all f32.
 
-    fit and judge hold x + shift. `judge` are the tokens that choices are accepted on, `gram` the second moment
-    [in_features, in_features] of `fit`, about its mean where `centered`.
+    fit and judge hold x + shift. Choices are accepted on `judge`; judge_output [tokens, out_features] is the layer's output for
+    it, without bias. `gram` is the second moment [in_features, in_features] of `fit`, about its mean where `centered`.
     """
 
     weight: Tensor
-    fit: Tensor | None
-    judge: Tensor | None
-    centered: bool
-    mean: Tensor | None
-    gram: Tensor | None
+    fit: Tensor | None = None
+    judge: Tensor | None = None
+    judge_output: Tensor | None = None
+    centered: bool = False
+    mean: Tensor | None = None
+    gram: Tensor | None = None
 
     @staticmethod
-    def of(weight: Tensor, fit: Tensor | None, judge: Tensor | None, centered: bool, with_gram: bool) -> Problem:
-        if fit is None:
-            return Problem(weight, None, None, False, None, None)
-        mean = fit.mean(0) if centered else None
-        gram = None
-        if with_gram:
-            gram = fit.T @ fit / fit.shape[0]
-            if mean is not None:
-                gram -= torch.outer(mean, mean)
-        return Problem(weight, fit, fit if judge is None else judge, centered, mean, gram)
+    def of(weight: Tensor, fit: Tensor, judge: Tensor, centered: bool) -> Problem:
+        """Without the Gram matrix, which only `with_gram` needs."""
+        return Problem(weight, fit, judge, judge @ weight.T, centered, fit.mean(0) if centered else None)
+
+    def with_gram(self) -> Problem:
+        assert self.fit is not None
+        gram = self.fit.T @ self.fit / self.fit.shape[0]
+        if self.mean is not None:
+            gram -= torch.outer(self.mean, self.mean)
+        return replace(self, gram=gram)
 
 
 @dataclass(frozen=True)
 class Smoothed:
     """A problem under one smoothing and activation format.
 
-    w_hat       [out_features, in_features]  smoothed weight
-    w_rot       [out_features, in_features]  smoothed and rotated
-    judge_hat   [tokens, in_features]        smoothed input, as the low-rank branch reads it
-    judge_coded [tokens, in_features]        smoothed, rotated, quantized
-    noise       [in_features]                mean square of (quantized - rotated) over the fitted tokens, per channel
+    w_rot        [out_features, in_features]  smoothed and rotated weight
+    judge_hat    [tokens, in_features]        smoothed input, as the low-rank branch reads it
+    judge_coded  [tokens, in_features]        smoothed, rotated, quantized
+    noise        [in_features]                mean square of (quantized - rotated) over the fitted tokens, per channel
+    power        [in_features]                mean square of rotated over the same tokens
     """
 
     problem: Problem
     smooth: Tensor
     activation: ActivationFormat
-    w_hat: Tensor
     w_rot: Tensor
     judge_hat: Tensor | None
     judge_coded: Tensor | None
@@ -83,24 +84,23 @@ class Smoothed:
         return torch.lerp(gram, torch.diag(gram.diagonal()), shrinkage(gram, self.problem.fit.shape[0]))
 
 
-def smoothed(problem: Problem, smooth: Tensor, activation: ActivationFormat, noise_tokens: int = 512) -> Smoothed:
-    w_hat = problem.weight * smooth
-    w_rot = rotate(w_hat) if activation.rotate else w_hat
-    in_features = w_hat.shape[1]
+def smoothed(problem: Problem, smooth: Tensor, activation: ActivationFormat) -> Smoothed:
+    w_rot = problem.weight * smooth
+    w_rot = rotate_offline(w_rot) if activation.rotate else w_rot
     if problem.fit is None or problem.judge is None:
-        unit = torch.ones(in_features)
-        return Smoothed(problem, smooth, activation, w_hat, w_rot, None, None, WEIGHT_NOISE * unit, unit)
+        unit = torch.ones_like(smooth)
+        return Smoothed(problem, smooth, activation, w_rot, None, None, WEIGHT_NOISE * unit, unit)
     inv_smooth = 1.0 / smooth
-    stride = max(1, problem.fit.shape[0] // noise_tokens)
+    stride = max(1, problem.fit.shape[0] // _NOISE_TOKENS)
     fit_rot = problem.fit[::stride] * inv_smooth
     judge_hat = problem.judge * inv_smooth
     judge_rot = judge_hat
     if activation.rotate:
-        fit_rot, judge_rot = rotate(fit_rot), rotate(judge_hat)
+        fit_rot, judge_rot = rotate_offline(fit_rot), rotate_offline(judge_hat)
     miss = fake_quantize(fit_rot, activation.group_size, activation.range) - fit_rot
-    noise, power = miss.square().mean(0), fit_rot.square().mean(0)
+    noise, power = miss.square_().mean(0), fit_rot.square_().mean(0)
     judge_coded = fake_quantize(judge_rot, activation.group_size, activation.range)
-    return Smoothed(problem, smooth, activation, w_hat, w_rot, judge_hat, judge_coded, noise, power)
+    return Smoothed(problem, smooth, activation, w_rot, judge_hat, judge_coded, noise, power)
 
 
 def group_mean(values: Tensor, group_size: int) -> Tensor:

@@ -61,8 +61,19 @@ def group_scales(x_grouped: Tensor, range_name: str, bits: int = 4) -> Tensor:
         return x_grouped.abs().amax(-1) / hi
     if range_name == "unsigned":
         return x_grouped.amax(-1).clamp_min(0.0) / hi
-    extreme = x_grouped.abs().argmax(-1, keepdim=True)  # the first of equals
-    return x_grouped.gather(-1, extreme).squeeze(-1) / lo
+    return _extreme(x_grouped) / lo
+
+
+def _extreme(x_grouped: Tensor) -> Tensor:
+    """The element of largest magnitude of each group, the first of equals: [..., groups, group_size] -> [..., groups]."""
+    least, most = torch.aminmax(x_grouped, dim=-1)
+    extreme = torch.where(most > -least, most, least)
+    tied = (most == -least) & (most != 0)
+    if bool(tied.any()):
+        groups = x_grouped[tied]  # rare: look for which came first
+        first = groups.abs().argmax(-1, keepdim=True)
+        extreme[tied] = groups.gather(-1, first).squeeze(-1)
+    return extreme
 
 
 def reciprocal(scale: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from svdqc.compiler.quantize.gptq import FeedbackFactor, factor, quantize_with_feedback, round_to_nearest
-from svdqc.compiler.quantize.hadamard import rotate
+from svdqc.compiler.quantize.hadamard import rotate_offline
 from svdqc.compiler.quantize.low_rank import LowRank, branch_of, diagonal_metric, leading_subspace
 from svdqc.compiler.quantize.polish import sweep
 from svdqc.compiler.quantize.problem import WEIGHT_NOISE, Smoothed, group_mean
@@ -45,24 +45,20 @@ class Solution:
 
 def output_error(case: Smoothed, low_rank: LowRank, residual: Tensor) -> float:
     """Relative output error on the judging tokens; without samples, of the weight itself."""
-    missing = case.w_hat - low_rank.dense()
-    if case.judge_hat is None or case.judge_coded is None:
-        missing = rotate(missing) if case.activation.rotate else missing
-        return float((missing - residual).norm() / case.w_hat.norm())
-    miss = case.judge_hat @ missing.T - case.judge_coded @ residual.T
+    if case.judge_hat is None or case.judge_coded is None or case.problem.judge_output is None:
+        return float((rotated_residual(case, low_rank) - residual).norm() / case.w_rot.norm().clamp_min(1e-30))
+    wanted = case.problem.judge_output
+    miss = torch.addmm(wanted, case.judge_coded, residual.T, alpha=-1.0)
+    miss.addmm_(case.judge_hat @ low_rank.lora_down.T, low_rank.lora_up.T, alpha=-1.0)
     if case.problem.centered:
-        miss = miss - miss.mean(0)
-    return float(miss.norm() / reference_norm(case))
-
-
-def reference_norm(case: Smoothed) -> Tensor:
-    assert case.problem.judge is not None
-    return (case.problem.judge @ case.problem.weight.T).norm()
+        miss -= miss.mean(0)
+    return float(miss.norm() / wanted.norm().clamp_min(1e-30))
 
 
 def rotated_residual(case: Smoothed, low_rank: LowRank) -> Tensor:
-    missing = case.w_hat - low_rank.dense()
-    return rotate(missing) if case.activation.rotate else missing
+    """What the low-rank branch leaves of the weight, rotated: [out_features, in_features]."""
+    lora_down = rotate_offline(low_rank.lora_down) if case.activation.rotate else low_rank.lora_down
+    return torch.addmm(case.w_rot, low_rank.lora_up, lora_down, alpha=-1.0)
 
 
 def draft(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
@@ -70,7 +66,7 @@ def draft(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
     size = case.activation.group_size
     energy = group_mean(case.noise + WEIGHT_NOISE * case.power, size)
     basis = leading_subspace(case.w_rot, diagonal_metric(energy), rank, recipe.seed, iterations=2)
-    low_rank = branch_of(basis, case.w_hat)
+    low_rank = branch_of(basis, case.w_rot, case.activation.rotate)
     w_codes, w_scale = round_to_nearest(
         rotated_residual(case, low_rank), recipe.group_size, recipe.weight_range, clip=False
     )
@@ -81,65 +77,76 @@ def solve(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
     """The best solution found under the recipe."""
     if case.problem.gram is None:
         return _without_feedback(case, rank, recipe)
-    covariance = case.covariance()
-    model = _model(case, covariance, recipe)
-
-    def remaining(v: Tensor) -> Tensor:
-        filtered = model.inverse @ (covariance @ v)
-        return model.noise.unsqueeze(1) * filtered + model.rounding.unsqueeze(1) * v
-
-    basis = leading_subspace(case.w_rot, remaining, rank, recipe.seed)
-    low_rank = branch_of(basis, case.w_hat)
+    rotated = case.activation.rotate
+    model = _model(case, recipe)
+    basis = leading_subspace(case.w_rot, model.remaining, rank, recipe.seed)
+    low_rank = branch_of(basis, case.w_rot, rotated)
+    residual = rotated_residual(case, low_rank)
     w_codes, w_scale = quantize_with_feedback(
-        model.target(rotated_residual(case, low_rank)),
-        model.factored,
-        recipe.group_size,
-        recipe.weight_range,
-        recipe.clip,
+        model.target(residual), model.factored, recipe.group_size, recipe.weight_range, recipe.clip
     )
     best = _judged(case, low_rank, w_codes, w_scale)
     for _ in range(recipe.refine_iterations):
-        target = model.target(rotated_residual(case, low_rank))
-        w_codes, w_scale = sweep(target, model.hessian, w_codes, w_scale, recipe.weight_range)
-        found = _judged(case, low_rank, w_codes, w_scale)
-        best = min(best, found, key=lambda s: s.error)
-        coded = dequantize_weight(w_codes, w_scale)
-        basis = leading_subspace(case.w_rot - coded, lambda v: covariance @ v, rank, recipe.seed, iterations=2)
-        low_rank = branch_of(basis, case.w_hat - (rotate(coded) if case.activation.rotate else coded))
+        pull = model.pull(residual, dequantize_weight(w_codes, w_scale))
+        w_codes, w_scale = sweep(pull, model.hessian, w_codes, w_scale, recipe.weight_range)
+        uncoded = case.w_rot - dequantize_weight(w_codes, w_scale)
+        basis = leading_subspace(uncoded, model.carried, rank, recipe.seed, iterations=2)
+        low_rank = branch_of(basis, uncoded, rotated)
+        residual = rotated_residual(case, low_rank)
         best = min(best, _judged(case, low_rank, w_codes, w_scale), key=lambda s: s.error)
     return best
 
 
 @dataclass(frozen=True)
 class _Model:
-    """C + N and what follows from it, in the rotated space.
+    """The quadratic model J of one case, in the rotated space.
 
-    hessian   C + N                                        inverse   (C + N)^-1
-    noise     [in_features] the diagonal of N              factored  the hessian for feedback rounding
-    rounding  [in_features] expected square of the weight's rounding, per unit of the residual's power
+    covariance  C                                           factored  C + N, for feedback rounding
+    hessian     C + N                                       lower     its Cholesky factor
+    noise       [in_features] the diagonal of N
+    rounding    [in_features] expected square of the weight's rounding, per unit of the residual's power
     """
 
+    covariance: Tensor
     hessian: Tensor
-    inverse: Tensor
+    lower: Tensor
     noise: Tensor
     rounding: Tensor
     factored: FeedbackFactor
     shrink: bool
 
+    def remaining(self, v: Tensor) -> Tensor:
+        """(M + rounding) v, the metric of the first split: M = N (C + N)^-1 C."""
+        filtered = torch.cholesky_solve(self.covariance @ v, self.lower)
+        return self.noise.unsqueeze(1) * filtered + self.rounding.unsqueeze(1) * v
+
+    def carried(self, v: Tensor) -> Tensor:
+        """C v, the metric of a branch that mends a given Q."""
+        return self.covariance @ v
+
     def target(self, residual: Tensor) -> Tensor:
         """T = R C (C + N)^-1 = R - R N (C + N)^-1."""
-        return residual - (residual * self.noise) @ self.inverse if self.shrink else residual
+        if not self.shrink:
+            return residual
+        return residual - torch.cholesky_solve((residual * self.noise).T, self.lower).T
+
+    def pull(self, residual: Tensor, coded: Tensor) -> Tensor:
+        """(T - Q) (C + N), which needs no inverse: (R - Q) C - Q N."""
+        if not self.shrink:
+            return (residual - coded) @ self.hessian
+        return (residual - coded) @ self.covariance - coded * self.noise
 
 
-def _model(case: Smoothed, covariance: Tensor, recipe: Recipe) -> _Model:
-    noise = case.noise.clamp_min(float(case.noise.mean()) * 1e-3 + 1e-12)
+def _model(case: Smoothed, recipe: Recipe) -> _Model:
+    covariance = case.covariance()
+    noise = case.noise.clamp_min(float(case.noise.mean()) * 1e-3 + 1e-30)
     hessian = covariance + torch.diag(noise)
     factored = factor(hessian, recipe.group_size)
     energy = torch.empty_like(noise)
     energy[factored.order] = factored.energy
     rounding = WEIGHT_NOISE * group_mean(energy, recipe.group_size)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    return _Model(hessian, inverse, noise, rounding, factored, recipe.shrink)
+    lower = torch.linalg.cholesky(hessian)
+    return _Model(covariance, hessian, lower, noise, rounding, factored, recipe.shrink)
 
 
 def _judged(case: Smoothed, low_rank: LowRank, w_codes: Tensor, w_scale: Tensor) -> Solution:
@@ -152,9 +159,9 @@ def _without_feedback(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
     best: Solution | None = None
     coded = torch.zeros_like(case.w_rot)
     for _ in range(1 + recipe.refine_iterations):
-        basis = leading_subspace(case.w_rot - coded, diagonal_metric(energy), rank, recipe.seed)
-        uncoded = rotate(coded) if case.activation.rotate else coded
-        low_rank = branch_of(basis, case.w_hat - uncoded)
+        uncoded = case.w_rot - coded
+        basis = leading_subspace(uncoded, diagonal_metric(energy), rank, recipe.seed)
+        low_rank = branch_of(basis, uncoded, case.activation.rotate)
         w_codes, w_scale = round_to_nearest(
             rotated_residual(case, low_rank), recipe.group_size, recipe.weight_range, recipe.clip
         )

@@ -10,13 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdqc.compiler.quantize.ranges import code_limits, group_scales, reciprocal, to_bf16_values
+from svdqc.compiler.quantize.ranges import code_limits, encode, group_scales, to_bf16_values
 
 _RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 
 def choose_scales(w: Tensor, range_name: str, clip: bool, energy: Tensor | None = None) -> Tensor:
-    """One scale per row: w [rows, group_size] f32 -> [rows] f32 holding bf16 values, negative ones for "signed8" only."""
+    """One scale per group: w [..., group_size] f32 -> [...] f32 of bf16 values, negative ones for "signed8" only.
+
+    energy  weighs the squared error of each element; broadcasts against w; None is all ones
+    """
     full = group_scales(w, range_name)
     if not clip:
         return to_bf16_values(full)
@@ -28,9 +31,9 @@ def choose_scales(w: Tensor, range_name: str, clip: bool, energy: Tensor | None 
     best = torch.zeros_like(full)
     for candidate in candidates:
         scale = to_bf16_values(candidate)
-        codes = (w * reciprocal(scale).unsqueeze(1)).round_().clamp_(*limits)
-        miss = torch.addcmul(w, codes, scale.unsqueeze(1), value=-1.0).square_()
-        loss = miss.sum(1) if energy is None else miss @ energy
+        codes = encode(w, scale, limits)
+        miss = torch.addcmul(w, codes, scale.unsqueeze(-1), value=-1.0).square_()
+        loss = miss.sum(-1) if energy is None else miss.mul_(energy).sum(-1)
         better = loss < best_loss
         best_loss = torch.where(better, loss, best_loss)
         best = torch.where(better, scale, best)
