@@ -28,6 +28,10 @@ class CompilerNotInstalled(SvdqcError):
     """Only the runtime is installed, and the call needs the compiler."""
 
 
+class OutputUnwritable(SvdqcError):
+    """The artifact could not be written where it is wanted."""
+
+
 def require_compiler(where: str) -> None:
     missing = [name for name in COMPILER_PACKAGES if find_spec(name) is None]
     if missing:
@@ -45,6 +49,22 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
         return False
     with candidate.open("rb") as file:
         return file.read(len(ARTIFACT_MAGIC)) == ARTIFACT_MAGIC
+
+
+def check_output(output: str | os.PathLike[str]) -> None:
+    """Refuse, before minutes of work, a place that nothing can be written to."""
+    path = Path(output)
+    folder = path.parent
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "not an ordinary file"
+    elif not folder.is_dir():
+        found = f"there is no folder {str(folder)!r}"
+    elif not os.access(folder, os.W_OK):
+        found = f"no permission to write to {str(folder)!r}"
+    else:
+        return
+    remedy = "name a file in a folder that exists and that you may write to"
+    raise OutputUnwritable("output", str(path), found, remedy)
 
 
 def is_onnx(model: Any) -> bool:
@@ -80,6 +100,7 @@ def compile(
     Returns the artifact: `.path`, `.num_bytes`, and `.report`, a dict of what was quantized, kept and fused.
     """
     require_compiler("compile")
+    check_output(output)
     from svdqc.compiler.driver import compile_model
     from svdqc.compiler.driver.calibration_files import load_calibration
 

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 from pictures import FontMissing, every_emoji_name, load_pictures, vocabulary

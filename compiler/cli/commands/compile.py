@@ -1,0 +1,94 @@
+"""svdqc compile"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from svdqc.compiler.cli.compile_options import (
+    load_inputs,
+    make_recipe,
+    recipe_options,
+    target_text,
+)
+from svdqc.compiler.cli.output import megabytes, output_options, print_json
+
+HELP = """Compile MODEL to one .svdq file.
+
+MODEL is an .onnx or .pt2 file, a diffusers folder (config.json beside its weights), or package.module:factory, a
+function that returns an nn.Module or a pair of one and its example inputs.
+
+\b
+  svdqc compile model.onnx -o model.svdq
+  svdqc compile flux/transformer -o flux.svdq --calibration samples/
+  svdqc compile model.pt2 -o model.svdq --target cpu:avx512vnni,cpu:avx2 --dynamic "batch=1:4"
+  svdqc compile my_models:unet -o unet.svdq --inputs example.npz --keep '*.time_embedding.*'
+
+The file appears whole or not at all. `svdqc inspect MODEL` tells in advance what will happen.
+"""
+
+
+@click.command("compile", help=HELP, short_help="Compile a model to one .svdq file.")
+@click.argument("model")
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), metavar="FILE")
+@recipe_options
+@click.option(
+    "--calibration",
+    metavar="FILE|FOLDER|none",
+    default="none",
+    show_default=True,
+    help="Samples: each .npz or .safetensors file holds the inputs of one call.",
+)
+@click.option(
+    "--jobs", "-j", type=click.IntRange(min=0), default=0, help="Parallel work; 0: one per core."
+)
+@output_options
+def command(
+    model: str,
+    output: Path,
+    targets: tuple[str, ...],
+    precision: str,
+    rank: int | str,
+    keep: tuple[str, ...],
+    quantize: tuple[str, ...],
+    dynamic: str | None,
+    inputs_file: Path | None,
+    calibration: str,
+    jobs: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    import svdqc
+    from svdqc.compiler.cli.progress_bar import progress_display
+
+    recipe = make_recipe(precision, rank, keep, quantize)
+    began = time.perf_counter()
+    with progress_display(quiet or as_json) as progress:
+        artifact = svdqc.compile(
+            model,
+            load_inputs(inputs_file, model),
+            output=output,
+            target=target_text(targets),
+            recipe=recipe,
+            calibration=None if calibration == "none" else calibration,
+            dynamic=dynamic,
+            jobs=jobs,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - began
+    if as_json:
+        print_json(_summary(artifact, seconds))
+    elif not quiet:
+        print(f"wrote {artifact.path}: {megabytes(artifact.num_bytes)} in {seconds:.1f} s")
+
+
+def _summary(artifact: Any, seconds: float) -> dict[str, Any]:
+    return {
+        "path": str(artifact.path),
+        "num_bytes": artifact.num_bytes,
+        "seconds": round(seconds, 3),
+        "report": artifact.report,
+    }

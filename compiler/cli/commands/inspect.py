@@ -1,0 +1,57 @@
+"""svdqc inspect"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from svdqc.compiler.cli.compile_options import (
+    load_inputs,
+    make_recipe,
+    recipe_options,
+    target_text,
+)
+from svdqc.compiler.cli.output import output_options, print_json, print_report
+
+HELP = """Tell what a compilation of a model would do, or what is inside an artifact.
+
+Of a model, before any work: which layers would be quantized and which kept, and why; the kernels; every unsupported op,
+with the place it comes from; sizes. Takes the options of `svdqc compile`. Of an artifact: inputs, outputs, variants,
+kernels, sizes, and where it comes from; that needs neither PyTorch nor a compiler.
+
+\b
+  svdqc inspect model.onnx --keep '*.proj_out'
+  svdqc inspect flux.svdq --json
+"""
+
+
+@click.command("inspect", help=HELP)
+@click.argument("subject", metavar="MODEL|ARTIFACT")
+@recipe_options
+@output_options
+def command(
+    subject: str,
+    targets: tuple[str, ...],
+    precision: str,
+    rank: int | str,
+    keep: tuple[str, ...],
+    quantize: tuple[str, ...],
+    dynamic: str | None,
+    inputs_file: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    import svdqc
+
+    report = svdqc.inspect(
+        subject,
+        load_inputs(inputs_file, subject),
+        target=target_text(targets),
+        recipe=make_recipe(precision, rank, keep, quantize),
+        dynamic=dynamic,
+    )
+    if as_json:
+        print_json(report)
+    elif not quiet:
+        print_report(report)

@@ -1,0 +1,105 @@
+"""The options that say what to compile and how: shared by `compile` and `inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from svdqc.compiler.quantize.recipe import PRECISIONS, Recipe
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class Rank(click.ParamType):
+    name = "N|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        text = str(value)
+        if text == "auto":
+            return text
+        if not text.isdigit():
+            self.fail(f"{text!r} is neither a whole number >= 0 nor 'auto'", param, ctx)
+        return int(text)
+
+
+def recipe_options(command: Decorated) -> Decorated:
+    options = (
+        click.option(
+            "--target",
+            "-t",
+            "targets",
+            multiple=True,
+            metavar="NAME[,NAME]",
+            help="native (this machine, the default), cpu, cpu:avx512vnni, cpu:avx2, cpu:portable; "
+            "several make one file that runs on each of them.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(PRECISIONS),
+            default="auto",
+            show_default=True,
+            help="Of weights and activations; 'none' compiles without quantizing.",
+        ),
+        click.option(
+            "--rank",
+            type=Rank(),
+            default="32",
+            show_default=True,
+            help="Width of the 16-bit branch that carries what 4 bits cannot.",
+        ),
+        click.option(
+            "--keep",
+            multiple=True,
+            metavar="PATTERN",
+            help="Keep layers as they are, such as --keep '*.proj_out'. May be repeated.",
+        ),
+        click.option(
+            "--quantize",
+            multiple=True,
+            metavar="PATTERN",
+            help="Quantize layers that the rule would keep. May be repeated.",
+        ),
+        click.option(
+            "--dynamic",
+            metavar="DIMS",
+            help='Sizes that may vary, lo:hi or lo:hi:multiple: "height=64:128:8,batch=1:4".',
+        ),
+        click.option(
+            "--inputs",
+            "inputs_file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Example inputs by name, .npz or .safetensors. Diffusers folders and .onnx files need none.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def target_text(targets: tuple[str, ...]) -> str:
+    return ",".join(targets) or "native"
+
+
+def make_recipe(
+    precision: str, rank: int | str, keep: tuple[str, ...], quantize: tuple[str, ...]
+) -> Recipe:
+    return Recipe(precision=precision, rank=rank, keep=keep, quantize=quantize)
+
+
+def load_inputs(path: Path | None, model: str) -> dict[str, Any] | None:
+    """Example inputs as torch tensors; keyword paths become nested dicts, except for ONNX."""
+    if path is None:
+        return None
+    from svdqc.compiler.driver.api import is_onnx, require_compiler
+    from svdqc.compiler.driver.calibration_files import to_torch
+    from svdqc.compiler.driver.tensor_files import nest, read_tensors
+
+    require_compiler("compile")
+    flat = {name: to_torch(array) for name, array in read_tensors(path).items()}
+    return flat if is_onnx(model) else nest(flat)
