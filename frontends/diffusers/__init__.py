@@ -1,0 +1,1 @@
+"""Models of the diffusers library: from a folder, without loading the weights, and by their class."""

@@ -1,0 +1,158 @@
+"""torch.export, in the two ways it has, with its complaints put in terms of the user's dims."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from svdqc.frontends.decompositions import decomposition_table
+from svdqc.frontends.dims import DimRequest, dynamic_shapes, unit_name
+from svdqc.frontends.errors import DimConstraintError, ExportFailedError
+from svdqc.frontends.spec import walk
+
+Progress = Callable[[str], None]
+
+
+def export_module(
+    module: nn.Module, kwargs: Mapping[str, Any], dims: Sequence[DimRequest], subject: str
+) -> ExportedProgram:
+    """Trace `module(**kwargs)`: strict=False, then strict=True; modes and gradients stay as they were."""
+    shapes = dynamic_shapes(kwargs, dims) if dims else None
+    reasons: list[str] = []
+    with _evaluation_mode(module):
+        for strict in (False, True):
+            try:
+                return _export(module, kwargs, shapes, strict)
+            except Exception as error:  # torch.export raises whatever the model's code raises
+                _raise_if_dims_are_wrong(error, dims)
+                plain = _with_plain_outputs(module, kwargs, error)
+                if plain is not None:
+                    return _export(plain, kwargs, shapes, strict)
+                reasons.append(f"strict={strict}: {type(error).__name__}: {_shorten(str(error))}")
+    raise ExportFailedError(
+        subject,
+        "torch.export cannot trace it: " + "; ".join(reasons),
+        "rewrite the part of forward named above without data-dependent Python, or pass a wrapper "
+        "module that takes fixed arguments for it",
+    )
+
+
+def decompose(program: ExportedProgram) -> ExportedProgram:
+    """Core ATen plus the preserved ops; autocast and no_grad blocks are inlined."""
+    with _quiet():
+        return program.run_decompositions(decomposition_table())
+
+
+def _export(module: nn.Module, kwargs: Mapping[str, Any], shapes: Any, strict: bool) -> ExportedProgram:
+    with _quiet(), torch.no_grad():
+        return torch.export.export(
+            module, (), dict(kwargs), dynamic_shapes=shapes, strict=strict, preserve_module_call_signature=()
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    training = [child for child in module.modules() if child.training]
+    for child in training:
+        child.training = False
+    try:
+        yield
+    finally:
+        for child in training:
+            child.training = True
+
+
+class PlainOutputs(nn.Module):
+    """Calls `inner` and turns its outputs, whatever class holds them, into a dict of tensors by name."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, **kwargs: Any) -> dict[str, torch.Tensor]:
+        outputs = self.inner(**kwargs)
+        return {name: leaf for name, leaf in walk(outputs) if isinstance(leaf, torch.Tensor)}
+
+
+def _with_plain_outputs(
+    module: nn.Module, kwargs: Mapping[str, Any], error: Exception
+) -> PlainOutputs | None:
+    """A wrapper to export instead, when the complaint is that torch does not know the outputs' class."""
+    if isinstance(module, PlainOutputs) or "register_pytree_node" not in str(error):
+        if "register_dataclass" not in str(error):
+            return None
+    return PlainOutputs(module).train(False)
+
+
+# --- constraint violations ---------------------------------------------------------------------------
+
+_FIX = re.compile(r"^\s*(\w+) = (.+?)\s*$", re.MULTILINE)
+_FIX_RANGE = re.compile(r"Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)")
+_FIX_SCALED = re.compile(r"(\d+)\*_\w+")
+
+
+def _raise_if_dims_are_wrong(error: Exception, dims: Sequence[DimRequest]) -> None:
+    """Turn torch's "Suggested fixes" into legal sizes of the user's dims."""
+    text = str(error)
+    if not dims or "Suggested fixes:" not in text:
+        return
+    by_unit = {unit_name(request): request for request in dims}
+    fixes = [
+        (by_unit[name], fix)
+        for name, fix in _FIX.findall(text.split("Suggested fixes:")[1])
+        if name in by_unit
+    ]
+    if not fixes:
+        return
+    lines = [_legal_sizes(request, fix, by_unit) for request, fix in fixes]
+    raise DimConstraintError(
+        ", ".join(request.text() for request, _ in fixes),
+        "the model does not work for all of these sizes",
+        "; ".join(lines),
+    ) from error
+
+
+def _legal_sizes(request: DimRequest, fix: str, by_unit: Mapping[str, DimRequest]) -> str:
+    name, step = request.name, request.multiple
+    if fix.isdigit():
+        size = int(fix) * step
+        return f"{name} must be {size}: leave {name!r} out, and give example inputs of that size"
+    if match := _FIX_RANGE.fullmatch(fix):
+        lo = max(int(match[1]) * step if match[1] else request.lo, request.lo)
+        hi = min(int(match[2]) * step if match[2] else request.hi, request.hi)
+        return f"{name} must be in {lo}..{hi}: write {_write(request, lo, hi, step)}"
+    if match := _FIX_SCALED.fullmatch(fix):
+        step *= int(match[1])
+        lo, hi = -(-request.lo // step) * step, request.hi // step * step
+        return f"{name} must be a multiple of {step}: write {_write(request, lo, hi, step)}"
+    for unit, other in by_unit.items():
+        if re.search(rf"\b{re.escape(unit)}\b", fix):
+            relation = fix.replace(unit, other.name)
+            places = "+".join(map(str, request.bindings))
+            return f"{name} must equal {relation}: write '{relation.replace(' ', '')}@{places}'"
+    return f"{name} must satisfy {name} = {fix} (in units of {step}): narrow its range, or fix it"
+
+
+def _write(request: DimRequest, lo: int, hi: int, step: int) -> str:
+    if lo > hi:
+        return f"a range that holds a multiple of {step}"
+    return f"{request.name}={lo}:{hi}" + (f":{step}" if step > 1 else "")
+
+
+def _shorten(text: str, limit: int = 500) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[:limit] + " …"
