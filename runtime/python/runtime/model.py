@@ -1,0 +1,259 @@
+"""Load an artifact and run it."""
+
+from __future__ import annotations
+
+import ctypes as c
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from svdqc.runtime.errors import BadArgument, UnknownDevice
+from svdqc.runtime.library import BAD_ARGUMENT as _PAST_THE_LAST
+from svdqc.runtime.library import (
+    CHECK_ALL_WEIGHTS,
+    DTYPES,
+    INPUT,
+    INSPECT_ONLY,
+    OUTPUT,
+    TRUST_CODE,
+    LaunchTime,
+    Port,
+    SessionOptions,
+    Tensor,
+    check,
+    library,
+)
+from svdqc.runtime.tensors import HostTensor, OutputKind, Outputs, dtype_index, flatten, read_tensor
+
+
+@dataclass(frozen=True)
+class PortInfo:
+    """An input or output. shape holds ints, and texts where a size depends on dims; lo and hi are its bounds."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    lo: tuple[int, ...]
+    hi: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DimInfo:
+    """A size that may vary: lo <= dim <= hi, a multiple of `multiple`."""
+
+    name: str
+    lo: int
+    hi: int
+    multiple: int
+
+
+@dataclass(frozen=True)
+class LaunchProfile:
+    """One launch of the last run. label says where in the model it comes from."""
+
+    label: str
+    kernel: str
+    microseconds: float
+
+
+class _ModelHandle:
+    """Owns an svdq_model."""
+
+    def __init__(self, path: str | os.PathLike[str], flags: int) -> None:
+        self.pointer = c.c_void_p()
+        self._close = library().svdq_close
+        check(library().svdq_open(os.fsencode(path), flags, c.byref(self.pointer)))
+
+    def __del__(self) -> None:
+        if getattr(self, "pointer", None):
+            self._close(self.pointer)
+            self.pointer = c.c_void_p()
+
+
+class Session:
+    """Own memory and threads over a shared model. May be called from several threads; calls take turns."""
+
+    def __init__(
+        self, handle: _ModelHandle, inputs: tuple[PortInfo, ...], threads: int, profile: bool
+    ) -> None:
+        self._handle = handle
+        self._ports = {port.name: port for port in inputs}
+        self._num_outputs = 0
+        self._pointer = c.c_void_p()
+        self._destroy = library().svdq_session_destroy
+        options = SessionOptions(c.sizeof(SessionOptions), max(0, threads), int(profile))
+        check(
+            library().svdq_session_create(handle.pointer, c.byref(options), c.byref(self._pointer))
+        )
+
+    def __call__(self, num_outputs: int, /, **inputs: Any) -> Outputs:
+        named = list(flatten(inputs))
+        tensors = [read_tensor(n, v, self._expected(n)) for n, v in named]
+        arguments = _pack(tensors, [n for n, _ in named])
+        results = (Tensor * num_outputs)()
+        check(self._call("svdq_output_shapes", arguments, results))
+        kind = OutputKind([v for _, v in named])
+        outputs = [kind.allocate(DTYPES[r.dtype], tuple(r.shape[: r.ndim])) for r in results]
+        for result, output in zip(results, outputs, strict=True):
+            result.data = output.address
+        check(self._call("svdq_run", arguments, results))
+        return Outputs(
+            (r.name.decode(), kind.finish(o)) for r, o in zip(results, outputs, strict=True)
+        )
+
+    def _expected(self, name: str) -> str | None:
+        return self._ports[name].dtype if name in self._ports else None
+
+    def _call(self, function: str, arguments: Any, results: Any) -> int:
+        if not self._pointer:
+            raise BadArgument("[run] 'session': it is closed; load the model again.")
+        status = getattr(library(), function)(
+            self._pointer, arguments, len(arguments), results, len(results)
+        )
+        return int(status)
+
+    def profile(self) -> list[LaunchProfile]:
+        """The launches of the last call, in order."""
+        times = c.POINTER(LaunchTime)()
+        count = c.c_size_t()
+        if not self._pointer:
+            raise BadArgument("[profile] 'session': it is closed; load the model again.")
+        check(library().svdq_profile(self._pointer, c.byref(times), c.byref(count)))
+        return [
+            LaunchProfile(t.label.decode(), t.kernel.decode(), t.microseconds)
+            for t in times[: count.value]
+        ]
+
+    def close(self) -> None:
+        if self._pointer:
+            self._destroy(self._pointer)
+            self._pointer = c.c_void_p()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", None):
+            self.close()
+
+
+class Model:
+    """An opened artifact, ready to run.
+
+    model = svdqc.load("flux.svdq")
+    out = model(hidden_states=x, timestep=t)      # numpy, torch or DLPack in; the same kind out
+    out.sample
+    """
+
+    def __init__(self, handle: _ModelHandle, threads: int, profile: bool) -> None:
+        self._handle = handle
+        self._threads, self._profile = threads, profile
+        self._description: dict[str, Any] = json.loads(library().svdq_describe(handle.pointer))
+        self.inputs = _ports(handle, INPUT, self._description["inputs"])
+        self.outputs = _ports(handle, OUTPUT, self._description["outputs"])
+        self.dims = tuple(
+            DimInfo(d["name"], d["lo"], d["hi"], d["multiple"]) for d in self._description["dims"]
+        )
+        self._session = Session(handle, self.inputs, threads, profile)
+
+    def __call__(self, /, **inputs: Any) -> Outputs:
+        return self._session(len(self.outputs), **inputs)
+
+    def fork(self, threads: int | None = None) -> Model:
+        """Another execution context over the same weights and code, for running in parallel with this one."""
+        return Model(self._handle, self._threads if threads is None else threads, self._profile)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the artifact (runtime/FORMAT.md, "svdq_describe")."""
+        return dict(self._description)
+
+    def profile(self) -> list[LaunchProfile]:
+        """Microseconds per launch of the last call. Needs `load(…, profile=True)`."""
+        return self._session.profile()
+
+    def verify(self) -> None:
+        """Hash every section of the file, weights included, and prove every CPU plan in it."""
+        check(library().svdq_verify(self._handle.pointer))
+
+    def close(self) -> None:
+        """Give the memory and threads back."""
+        self._session.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        def text(ports: tuple[PortInfo, ...]) -> str:
+            return ", ".join(f"{p.name}: {p.dtype}{list(p.shape)}" for p in ports)
+
+        return f"Model({self._description['name']!r}, {text(self.inputs)} -> {text(self.outputs)})"
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str = "cpu",
+    threads: int = 0,
+    trust: bool = False,
+    *,
+    profile: bool = False,
+    check_weights: bool = False,
+) -> Model:
+    """Open an artifact for running.
+
+    threads        0: as many as this process may use
+    trust          run the file's machine code though it was compiled elsewhere
+    profile        time each launch, for `Model.profile`
+    check_weights  hash the weights even of a large file (those of a small one always are)
+    """
+    if device != "cpu":
+        raise UnknownDevice(device)
+    flags = (TRUST_CODE if trust else 0) | (CHECK_ALL_WEIGHTS if check_weights else 0)
+    return Model(_ModelHandle(path, flags), threads, profile)
+
+
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Check and describe an artifact for any machine, without loading its code."""
+    handle = _ModelHandle(path, INSPECT_ONLY)
+    description: dict[str, Any] = json.loads(library().svdq_describe(handle.pointer))
+    return description
+
+
+def verify(path: str | os.PathLike[str]) -> None:
+    """Hash every section and prove every CPU plan. Raises a RuntimeFailure that says what is wrong."""
+    handle = _ModelHandle(path, INSPECT_ONLY)
+    check(library().svdq_verify(handle.pointer))
+
+
+def _pack(tensors: list[HostTensor], names: list[str]) -> Any:
+    packed = (Tensor * len(tensors))()
+    for slot, tensor, name in zip(packed, tensors, names, strict=True):
+        slot.name = name.encode()
+        slot.data = tensor.address
+        slot.dtype = dtype_index(tensor.dtype)
+        slot.ndim = len(tensor.shape)
+        for axis, size in enumerate(tensor.shape):
+            slot.shape[axis] = size
+    return packed
+
+
+def _ports(
+    handle: _ModelHandle, direction: int, shown: list[dict[str, Any]]
+) -> tuple[PortInfo, ...]:
+    ports = []
+    for index, entry in enumerate(shown):
+        port = Port()
+        status = library().svdq_get_port(handle.pointer, direction, index, c.byref(port))
+        if status == _PAST_THE_LAST:
+            break
+        check(status)
+        ports.append(
+            PortInfo(
+                port.name.decode(),
+                DTYPES[port.dtype],
+                tuple(entry["shape"]),
+                tuple(port.lo[: port.ndim]),
+                tuple(port.hi[: port.ndim]),
+            )
+        )
+    return tuple(ports)

@@ -1,0 +1,166 @@
+"""Callers' tensors in and out: numpy, torch, anything with DLPack. No framework is imported unless the caller has."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from svdqc.runtime.errors import BadTensor
+from svdqc.runtime.library import DTYPES, MAX_RANK
+
+_NUMPY = {
+    "f32": "float32",
+    "f64": "float64",
+    "f16": "float16",
+    "i8": "int8",
+    "u8": "uint8",
+    "i16": "int16",
+    "i32": "int32",
+    "i64": "int64",
+    "bool": "bool",
+}
+_FROM_NAME = {**{full: short for short, full in _NUMPY.items()}, "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class HostTensor:
+    """Dense row-major memory and who keeps it alive."""
+
+    address: int
+    dtype: str
+    shape: tuple[int, ...]
+    owner: object
+
+
+class Outputs(dict[str, Any]):
+    """A dict of tensors by name, in order, also as attributes (`out.sample`) and by position (`out[0]`)."""
+
+    def __getitem__(self, key: str | int) -> Any:
+        if isinstance(key, int):
+            return list(self.values())[key]
+        return super().__getitem__(key)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getitem__(name)
+        except KeyError:
+            raise AttributeError(f"no output {name!r}; the outputs are {', '.join(self)}") from None
+
+
+def flatten(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Nested dicts and lists to names: {"cond": [{"mask": t}]} gives ("cond.0.mask", t). None is left out."""
+    if value is None:
+        return
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flatten(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from flatten(item, f"{name}.{i}" if name else str(i))
+    else:
+        yield name, value
+
+
+def is_torch(value: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def read_tensor(name: str, value: Any, expected_dtype: str | None) -> HostTensor:
+    """The memory of a caller's tensor, copied only if it is not dense. Python numbers become tensors of rank 0."""
+    if is_torch(value):
+        return _read_torch(name, value)
+    if isinstance(value, np.ndarray | np.generic):
+        return _read_numpy(name, np.asarray(value))
+    if isinstance(value, bool | int | float) and expected_dtype in _NUMPY:
+        return _read_numpy(name, np.asarray(value, _NUMPY[expected_dtype]))
+    if hasattr(value, "__dlpack__"):
+        try:
+            return _read_numpy(name, np.from_dlpack(value))
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            if not hasattr(value, "__array__"):
+                raise BadTensor(
+                    name, f"cannot be read through DLPack: {error}", "move it to the CPU"
+                ) from error
+    if hasattr(value, "__array__"):
+        return _read_numpy(name, np.asarray(value))
+    raise BadTensor(
+        name, f"a {type(value).__name__}", "give a numpy array, a torch tensor or any DLPack tensor"
+    )
+
+
+def _read_torch(name: str, value: Any) -> HostTensor:
+    if value.device.type != "cpu":
+        raise BadTensor(name, f"is on {value.device}", "move it to the CPU with .cpu()")
+    dtype = _FROM_NAME.get(str(value.dtype).removeprefix("torch."))
+    if dtype is None:
+        raise BadTensor(name, f"has dtype {value.dtype}", f"use one of {', '.join(_FROM_NAME)}")
+    dense = value.detach().resolve_conj().resolve_neg().contiguous()
+    return HostTensor(dense.data_ptr(), dtype, _rank_checked(name, tuple(dense.shape)), dense)
+
+
+def _read_numpy(name: str, value: np.ndarray) -> HostTensor:
+    dtype = _FROM_NAME.get(value.dtype.name)
+    if dtype is None or not value.dtype.isnative:
+        raise BadTensor(name, f"has dtype {value.dtype}", f"use one of {', '.join(_FROM_NAME)}")
+    dense = np.require(value, requirements=["C", "A"])
+    return HostTensor(dense.ctypes.data, dtype, _rank_checked(name, value.shape), dense)
+
+
+def _rank_checked(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) > MAX_RANK:
+        raise BadTensor(name, f"has {len(shape)} dimensions", f"at most {MAX_RANK} are supported")
+    return shape
+
+
+class OutputKind:
+    """How outputs are made: as the kind of tensor that came in (torch before others)."""
+
+    def __init__(self, values: list[object]) -> None:
+        self.torch = sys.modules["torch"] if any(is_torch(v) for v in values) else None
+        foreign = [
+            v for v in values if not isinstance(v, np.ndarray | np.generic | bool | int | float)
+        ]
+        self.namespace = None
+        if self.torch is None and foreign and hasattr(foreign[0], "__array_namespace__"):
+            self.namespace = foreign[0].__array_namespace__()
+
+    def allocate(self, dtype: str, shape: tuple[int, ...]) -> HostTensor:
+        if self.torch is not None:
+            tensor = self.torch.empty(
+                shape, dtype=getattr(self.torch, "bfloat16" if dtype == "bf16" else _NUMPY[dtype])
+            )
+            return HostTensor(tensor.data_ptr(), dtype, shape, tensor)
+        array = np.empty(shape, np.uint16 if dtype == "bf16" else _NUMPY[dtype])
+        return HostTensor(array.ctypes.data, dtype, shape, array)
+
+    def finish(self, output: HostTensor) -> Any:
+        if self.torch is not None:
+            return output.owner
+        array = output.owner
+        assert isinstance(array, np.ndarray)
+        if output.dtype == "bf16":
+            array = _bfloat16(array)
+        if self.namespace is not None and hasattr(self.namespace, "from_dlpack"):
+            try:
+                return self.namespace.from_dlpack(array)
+            except (BufferError, RuntimeError, TypeError, ValueError):
+                return array
+        return array
+
+
+def _bfloat16(bits: np.ndarray) -> np.ndarray:
+    """As ml_dtypes.bfloat16 if that package is here, else widened to float32, which is exact."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.view(ml_dtypes.bfloat16)
+
+
+def dtype_index(dtype: str) -> int:
+    return DTYPES.index(dtype)

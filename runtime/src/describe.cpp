@@ -1,0 +1,53 @@
+// The description of a model as JSON (runtime/FORMAT.md, "svdq_describe").
+#include "cpu.h"
+#include "error.h"
+#include "model.h"
+
+namespace svdq {
+namespace {
+
+template <class Items, class Print>
+std::string list(const Items& items, Print print) {
+  std::string text = "[";
+  for (size_t i = 0; i < items.size(); ++i) text += str(i == 0 ? "" : ",", print(items[i]));
+  return text + "]";
+}
+
+std::string raw(const Model& model, const char* key) {
+  const Json* found = model.container.manifest.find(key);
+  return found != nullptr ? std::string(found->raw) : "null";
+}
+
+}  // namespace
+
+std::string describe_model(const Model& model) {
+  const Container& container = model.container;
+  size_t index = 0;
+  const auto variant = [&](const Variant& v) {
+    const bool chosen = index++ == model.variant;
+    return str("{\"chosen\":", chosen ? "true" : "false",
+               ",\"code_bytes\":", container.sections[v.code].size, ",\"isa_features\":",
+               list(v.isa_features, [](const std::string& f) { return json_quote(f); }),
+               ",\"plan_bytes\":", container.sections[v.plan].size,
+               ",\"target\":", json_quote(v.target), ",\"trust_digest\":\"",
+               to_hex(trust_digest(container, v)),
+               "\",\"trusted\":", is_trusted(trust_digest(container, v)) ? "true" : "false",
+               ",\"unfit\":", json_quote(why_unfit(container, v)), "}");
+  };
+  std::string text = "{";
+  for (const char* key : {"dims", "inputs", "meta", "name", "outputs", "producer", "quantization",
+                          "required_features", "source_digest", "versions"}) {
+    text += str("\"", key, "\":", raw(model, key), ",");
+  }
+  text +=
+      str("\"arena_bytes\":", model.plan.arena_bytes, ",\"file_bytes\":", container.file->size(),
+          ",\"num_kernels\":", model.plan.kernels.size(),
+          ",\"num_launches\":", model.plan.launches.size(),
+          ",\"num_tensors\":", container.tensors.size(),
+          ",\"scratch_bytes_per_thread\":", model.plan.scratch_bytes,
+          ",\"variants\":", list(container.variants, variant),
+          ",\"weight_bytes\":", container.weight_bytes(), "}");
+  return text;
+}
+
+}  // namespace svdq
