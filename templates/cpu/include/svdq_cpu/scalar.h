@@ -1,0 +1,58 @@
+// scalar.h: scalar helpers of the 16/32-bit kernels, beside those of isa.h.
+#ifndef SVDQ_CPU_SCALAR_H
+#define SVDQ_CPU_SCALAR_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "svdq_cpu/isa.h"
+
+namespace svdq {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+constexpr int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+SVDQ_INLINE uint64_t bits_of(double x) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+SVDQ_INLINE double double_of(uint64_t bits) {
+  double x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// a * b + c: one rounding where the machine has fma, two where it has not (never a library call).
+SVDQ_INLINE float mad(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+SVDQ_INLINE double mad(double a, double b, double c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// Sum of the lanes in one fixed tree (distance 8, 4, 2, 1), the same on every instruction set.
+SVDQ_INLINE float reduce_add(f32x16 x) {
+  float lane[kLanes];
+  store(lane, x);
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  }
+  return lane[0];
+}
+
+}  // namespace svdq
+
+#endif  // SVDQ_CPU_SCALAR_H
