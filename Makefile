@@ -22,7 +22,7 @@ export PYTHONNOUSERSITE := 1
 .PHONY: setup demo test bench gpu-check lint fmt clean
 .DELETE_ON_ERROR:
 
-setup: $(STAMP) build/native/.built
+setup: $(STAMP) build/runtime/.built
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -50,12 +50,13 @@ $(STAMP): pyproject.toml constraints.txt Makefile | $(PY)
 	  tool.write_text("#!%s\nfrom svdqc.compiler.cli import main\n\nmain()\n" % python); tool.chmod(0o755)'
 	@touch $@
 
-build/native/.built: $(NATIVE_SOURCES) | $(STAMP)
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S runtime -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release \
-	  -DCMAKE_INSTALL_PREFIX=$(CURDIR)/build/dev > build/native.log 2>&1 \
-	  && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/native --parallel $(JOBS) >> build/native.log 2>&1 \
-	  && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --install build/native >> build/native.log 2>&1 \
-	  || { tail -30 build/native.log >&2; echo "building the runtime failed (build/native.log)" >&2; exit 1; }
+# In a source tree svdqc.runtime finds its library here; in a wheel, beside itself.
+build/runtime/.built: $(NATIVE_SOURCES) | $(STAMP)
+	@mkdir -p build
+	@export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; \
+	  { cmake -S runtime -B build/runtime -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	    && cmake --build build/runtime --parallel $(JOBS); } > build/runtime.log 2>&1 \
+	  || { tail -30 build/runtime.log >&2; echo "building the runtime failed; the whole log: build/runtime.log" >&2; exit 1; }
 	@touch $@
 
 demo: setup

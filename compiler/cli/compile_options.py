@@ -13,7 +13,7 @@ from svdqc.compiler.quantize.recipe import PRECISIONS, Recipe
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-class Rank(click.ParamType):
+class Rank(click.ParamType):  # type: ignore[type-arg]
     name = "N|auto"
 
     def convert(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, TypeVar
 
 import click
@@ -21,7 +23,8 @@ def output_options(command: Decorated) -> Decorated:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=_plain), flush=True)
+    """JSON on standard output; infinity and NaN, which JSON lacks, become null."""
+    print(json.dumps(_finite(value), indent=2, default=_plain, allow_nan=False), flush=True)
 
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:
@@ -71,11 +74,13 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
         table.add_column(column, justify="right" if is_numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
-    width = None if sys.stdout.isatty() else WIDE
-    console = Console(width=width, highlight=False)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    console = Console(width=WIDE, highlight=False, file=io.StringIO())
     console.print(table)
-    if not headed:
-        console.print()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    print("\n".join(line.rstrip() for line in text.splitlines()).strip("\n") + "\n")
 
 
 def _print_plain_table(
@@ -129,6 +134,16 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -133,13 +133,16 @@ def inspect(
     Takes the arguments of `svdqc.compile`; an artifact needs only its path, and neither torch nor a compiler.
     """
     if isinstance(model, str | os.PathLike) and is_artifact(model):
-        from svdqc.compiler.driver import inspect_artifact
+        from svdqc.runtime import inspect as inspect_artifact
 
         return inspect_artifact(model)
     require_compiler("inspect")
     from svdqc.compiler.driver import inspect_model
 
-    return inspect_model(model, inputs, target=target, recipe=recipe or Recipe(), dynamic=dynamic)
+    report: dict[str, Any] = inspect_model(
+        model, inputs, target=target, recipe=recipe or Recipe(), dynamic=dynamic
+    )
+    return report
 
 
 def reference(path: str | os.PathLike[str]) -> Any:

@@ -84,7 +84,7 @@ def write_tensors(
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     with atomic_write(file, where) as stream:
         if file.suffix == ".npz":
-            np.savez(stream, **{name: _plain(array) for name, array in arrays.items()})
+            _write_npz(stream, arrays)
         else:
             _write_safetensors(stream, arrays)
 
@@ -174,9 +174,33 @@ def from_bfloat16_bits(bits: Array) -> Array:
     return bits.view(bfloat16)
 
 
+def as_port_dtype(array: Array, dtype: str) -> Array:
+    """float32 narrowed for a bf16 or f16 input (a .npz file cannot hold bfloat16); all else as it is."""
+    if array.dtype != np.float32 or dtype not in ("bf16", "f16"):
+        return array
+    if dtype == "f16":
+        return array.astype(np.float16)
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError as error:
+        found = "the model takes bfloat16, which numpy lacks"
+        remedy = "install it with: pip install ml_dtypes"
+        raise TensorFileDamaged("inputs", dtype, found, remedy) from error
+    return array.astype(bfloat16)
+
+
 def _plain(array: Array) -> Array:
     # A .npz file cannot say bfloat16, float32 holds every value of it.
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            # A fixed date: the same tensors give the same bytes.
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            with archive.open(entry, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, _plain(array), allow_pickle=False)
 
 
 def _write_safetensors(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:

@@ -1,0 +1,136 @@
+"""svdqc doctor"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+import svdqc
+from svdqc.compiler.cli.output import megabytes, output_options, print_json, print_table
+from svdqc.compiler.driver.machine import cpu_name, find_cxx, find_gpus, package_version
+from svdqc.errors import SvdqcError
+
+HELP = """Check this machine: what svdqc can do here, what is missing, and how to get it.
+
+Exit code 0 if artifacts can be run, 1 if not; what only compiling, diffusers models or GPUs need is a note.
+"""
+
+CUDA_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cutlass")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """state: "ok", "missing" (something that is needed does not work), "note" (something optional is absent)."""
+
+    topic: str
+    state: str
+    found: str
+    remedy: str = ""
+
+
+@click.command("doctor", help=HELP)
+@output_options
+def command(as_json: bool, quiet: bool) -> int:
+    findings = list(examine())
+    runs = all(f.state == "ok" for f in findings if f.topic in ("runtime", "CPU"))
+    compiles = all(
+        f.state == "ok" for f in findings if f.topic in ("C++ compiler", "PyTorch", "packages")
+    )
+    if as_json:
+        print_json({"runs": runs, "compiles": compiles, "findings": [asdict(f) for f in findings]})
+    elif not quiet:
+        rows = [[f.topic, f.state, f.found, f.remedy] for f in findings]
+        print_table(f"svdqc {svdqc.__version__}", ("", "", "found", "what to do"), rows)
+        print(
+            f"run artifacts: {'yes' if runs else 'no'}; compile models: {'yes' if compiles else 'no'}"
+        )
+    return 0 if runs else 1
+
+
+def examine() -> Iterator[Finding]:
+    yield Finding("Python", "ok", f"{platform.python_version()} on {platform.platform()}")
+    yield from _runtime()
+    yield from _compiler()
+    yield from _gpu()
+    yield from _state()
+
+
+def _runtime() -> Iterator[Finding]:
+    from svdqc.runtime import cpu_features, version
+    from svdqc.runtime.library import library_path
+
+    try:
+        yield Finding("runtime", "ok", f"{version()}, {library_path()}")
+        features = ", ".join(cpu_features()) or "nothing beyond the base instruction set"
+        yield Finding("CPU", "ok", f"{cpu_name()}: {features}")
+    except SvdqcError as error:
+        yield Finding("runtime", "missing", error.found, error.remedy)
+
+
+def _compiler() -> Iterator[Finding]:
+    cxx = find_cxx()
+    if cxx is None:
+        remedy = "install g++ or clang++, or: pip install 'svdqc[zig]'; or name one in $CXX"
+        yield Finding("C++ compiler", "note", "none; needed to compile models", remedy)
+    else:
+        yield Finding("C++ compiler", "ok", f"{' '.join(cxx[0])}: {cxx[1]}")
+    torch = package_version("torch")
+    install = "pip install 'svdqc[compile]'"
+    if torch is None:
+        yield Finding("PyTorch", "note", "absent; needed to compile models", install)
+    else:
+        yield Finding("PyTorch", "ok", torch)
+    names = ("onnx", "jinja2", "networkx", "safetensors")
+    missing = [name for name in names if package_version(name) is None]
+    if missing:
+        yield Finding("packages", "note", f"absent: {', '.join(missing)}", install)
+    else:
+        yield Finding("packages", "ok", ", ".join(f"{n} {package_version(n)}" for n in names))
+    diffusers = package_version("diffusers")
+    if diffusers is None:
+        remedy = "pip install 'svdqc[diffusers]'"
+        yield Finding("diffusers", "note", "absent; needed for diffusers folders", remedy)
+    else:
+        yield Finding("diffusers", "ok", diffusers)
+
+
+def _gpu() -> Iterator[Finding]:
+    gpus = find_gpus()
+    if not gpus:
+        yield Finding("GPU", "note", "no NVIDIA GPU; the CPU is used")
+    else:
+        yield Finding("GPU", "ok", ", ".join(f"{gpu.name} ({gpu.arch})" for gpu in gpus))
+    missing = [name for name in CUDA_PACKAGES if package_version(name) is None]
+    if missing:
+        found = f"absent: {', '.join(missing)}"
+        yield Finding(
+            "CUDA toolchain", "note", found, "for CUDA targets: pip install 'svdqc[cuda]'"
+        )
+    else:
+        version = importlib.metadata.version(CUDA_PACKAGES[0])
+        yield Finding("CUDA toolchain", "ok", f"nvcc {version}")
+
+
+def _state() -> Iterator[Finding]:
+    from svdqc.runtime.trust import registry_path, trusted_digests
+
+    try:
+        num_trusted = len(trusted_digests())
+        yield Finding("trust list", "ok", f"{num_trusted} entries, {registry_path()}")
+    except SvdqcError as error:
+        yield Finding("trust list", "note", error.found, error.remedy)
+    cache = cache_folder()
+    files = [file for file in cache.rglob("*") if file.is_file()] if cache.is_dir() else []
+    size = sum(file.stat().st_size for file in files)
+    yield Finding("kernel cache", "ok", f"{len(files)} files, {megabytes(size)}, {cache}")
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base, "svdqc")
