@@ -60,10 +60,8 @@ def _capture_subject(
     report: Progress,
 ) -> Program:
     requests = subject.rewrite_dims(requests)
-    if inputs is None:
-        kwargs = example_inputs(subject, requests)
-    else:
-        kwargs = as_keywords(subject.module, inputs)
+    given = None if inputs is None else as_keywords(subject.module, inputs)
+    kwargs = example_inputs(subject, requests) if given is None else given
     shapes = {name: tuple(tensor.shape) for name, tensor in flatten_inputs(kwargs).items()}
     dims = resolve(requests, shapes, subject.axes)
     report("tracing")

@@ -149,7 +149,10 @@ def _conjugate(pairs: _Pairs, node: Node) -> Node:
 
 def _polar(pairs: _Pairs, node: Node) -> Node:
     radius, angle = node.args[0], node.args[1]
-    cosine, sine = pairs.call(node, aten.cos.default, angle), pairs.call(node, aten.sin.default, angle)
+    cosine, sine = (
+        pairs.call(node, aten.cos.default, angle),
+        pairs.call(node, aten.sin.default, angle),
+    )
     real = pairs.call(node, aten.mul.Tensor, radius, cosine)
     return pairs.join(node, real, pairs.call(node, aten.mul.Tensor, radius, sine))
 
@@ -188,7 +191,9 @@ def _permute(pairs: _Pairs, node: Node) -> Node:
     return pairs.call(node, aten.permute.default, pairs.pair[node.args[0]], axes)  # type: ignore[index]
 
 
-def _along_axis(position: int, *, grows: int = 0, default: int = 0) -> Callable[[_Pairs, Node], Node]:
+def _along_axis(
+    position: int, *, grows: int = 0, default: int = 0
+) -> Callable[[_Pairs, Node], Node]:
     """Ops with one axis argument: count it from the front, since the pair has one more axis at the end."""
 
     def rule(pairs: _Pairs, node: Node) -> Node:
@@ -198,7 +203,9 @@ def _along_axis(position: int, *, grows: int = 0, default: int = 0) -> Callable[
         args: list[Any] = list(node.args)
         args += [default] * (position + 1 - len(args))
         axis = args[position]
-        args[position] = [a % rank for a in axis] if isinstance(axis, (list, tuple)) else axis % rank
+        args[position] = (
+            [a % rank for a in axis] if isinstance(axis, (list, tuple)) else axis % rank
+        )
         args[0] = [pairs.pair[item] for item in first] if many else pairs.pair[first]
         return pairs.call(node, node.target, *args, **node.kwargs)  # type: ignore[arg-type]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
+from torch._ops import OperatorBase, OpOverload
 from torch.export import default_decompositions
 
 aten = torch.ops.aten
@@ -63,9 +63,9 @@ PRESERVED: tuple[OpOverload, ...] = (
 )
 
 
-def decomposition_table() -> dict[OpOverload, Callable[..., Any]]:
+def decomposition_table() -> dict[OperatorBase, Callable[..., Any]]:
     """PyTorch's core-ATen decompositions without those of PRESERVED."""
-    table = default_decompositions()
+    table = dict(default_decompositions().materialize())
     for op in PRESERVED:
         table.pop(op, None)
-    return dict(table.materialize())
+    return table

@@ -111,7 +111,9 @@ def _add_entry(requests: dict[str, DimRequest], left: str, sizes: Any, entry: st
     for place in filter(None, places.split("+")):
         match = _BINDING.fullmatch(place.strip())
         if match is None:
-            raise DynamicSpecError(entry, f"the place {place!r}", "write it as input.axis, as in x.1")
+            raise DynamicSpecError(
+                entry, f"the place {place!r}", "write it as input.axis, as in x.1"
+            )
         request.bindings.append(Binding(match[1], int(match[2]), factor, offset))
 
 
@@ -127,7 +129,9 @@ def _add_axes(requests: dict[str, DimRequest], input_name: str, axes: Mapping[An
         elif isinstance(value, (tuple, list)) and value:
             expression, sizes = value[0], tuple(value[1:]) or None
         if not isinstance(expression, str):
-            raise DynamicSpecError(entry, f"the dim {expression!r}", 'write ("name", lo, hi, multiple)')
+            raise DynamicSpecError(
+                entry, f"the dim {expression!r}", 'write ("name", lo, hi, multiple)'
+            )
         expression, _, text = expression.partition("=")
         name, factor, offset = _parse_expression(expression, entry)
         request = requests.setdefault(name, DimRequest(name))
@@ -160,7 +164,9 @@ def _set_range(request: DimRequest, sizes: Any, entry: str) -> None:
     if len(numbers) == 2:
         numbers.append(1)
     if len(numbers) != 3 or not 1 <= numbers[0] <= numbers[1] or numbers[2] < 1:
-        raise DynamicSpecError(entry, f"the range {sizes!r}", f"1 <= lo <= hi is required; {GRAMMAR}")
+        raise DynamicSpecError(
+            entry, f"the range {sizes!r}", f"1 <= lo <= hi is required; {GRAMMAR}"
+        )
     found = (numbers[0], numbers[1], numbers[2])
     if request.has_range and found != (request.lo, request.hi, request.multiple):
         raise DynamicSpecError(entry, f"a second range; the first is {request.text()}", "give one")
@@ -280,7 +286,9 @@ def dynamic_shapes(kwargs: Mapping[str, Any], dims: Iterable[DimRequest]) -> dic
     per_input: dict[str, dict[int, Any]] = {}
     for request in dims:
         unit = ExportDim(
-            unit_name(request), min=request.lo // request.multiple, max=request.hi // request.multiple
+            unit_name(request),
+            min=request.lo // request.multiple,
+            max=request.hi // request.multiple,
         )
         for binding in request.bindings:
             factor = request.multiple * binding.factor

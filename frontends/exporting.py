@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import wraps
 from typing import Any
 
 import torch
@@ -17,7 +20,8 @@ from svdqc.frontends.dims import DimRequest, dynamic_shapes, unit_name
 from svdqc.frontends.errors import DimConstraintError, ExportFailedError
 from svdqc.frontends.spec import walk
 
-Progress = Callable[[str], None]
+# What torch says about an output whose class it cannot take apart.
+UNKNOWN_OUTPUT = ("register a pytree", "unrecognized type")
 
 
 def export_module(
@@ -32,9 +36,9 @@ def export_module(
                 return _export(module, kwargs, shapes, strict)
             except Exception as error:  # torch.export raises whatever the model's code raises
                 _raise_if_dims_are_wrong(error, dims)
-                plain = _with_plain_outputs(module, kwargs, error)
-                if plain is not None:
-                    return _export(plain, kwargs, shapes, strict)
+                if any(complaint in str(error) for complaint in UNKNOWN_OUTPUT):
+                    with _plain_outputs(module):
+                        return _export(module, kwargs, shapes, strict)
                 reasons.append(f"strict={strict}: {type(error).__name__}: {_shorten(str(error))}")
     raise ExportFailedError(
         subject,
@@ -50,18 +54,31 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
         return program.run_decompositions(decomposition_table())
 
 
-def _export(module: nn.Module, kwargs: Mapping[str, Any], shapes: Any, strict: bool) -> ExportedProgram:
+def _export(
+    module: nn.Module, kwargs: Mapping[str, Any], shapes: Any, strict: bool
+) -> ExportedProgram:
     with _quiet(), torch.no_grad():
-        return torch.export.export(
-            module, (), dict(kwargs), dynamic_shapes=shapes, strict=strict, preserve_module_call_signature=()
+        exported: ExportedProgram = torch.export.export(
+            module, (), dict(kwargs), dynamic_shapes=shapes, strict=strict
         )
+    return exported
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """No warnings and no dumps of half-traced graphs: what matters is raised, or put into an error."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 @contextmanager
@@ -76,26 +93,24 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
             child.training = True
 
 
-class PlainOutputs(nn.Module):
-    """Calls `inner` and turns its outputs, whatever class holds them, into a dict of tensors by name."""
+@contextmanager
+def _plain_outputs(module: nn.Module) -> Iterator[None]:
+    """In this block forward returns {name: tensor}, whatever class it would return otherwise."""
+    own = module.__dict__.get("forward")
+    forward = module.forward
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
+    @wraps(forward)
+    def plain_forward(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        outputs = walk(forward(*args, **kwargs))
+        return {name: leaf for name, leaf in outputs if isinstance(leaf, torch.Tensor)}
 
-    def forward(self, **kwargs: Any) -> dict[str, torch.Tensor]:
-        outputs = self.inner(**kwargs)
-        return {name: leaf for name, leaf in walk(outputs) if isinstance(leaf, torch.Tensor)}
-
-
-def _with_plain_outputs(
-    module: nn.Module, kwargs: Mapping[str, Any], error: Exception
-) -> PlainOutputs | None:
-    """A wrapper to export instead, when the complaint is that torch does not know the outputs' class."""
-    if isinstance(module, PlainOutputs) or "register_pytree_node" not in str(error):
-        if "register_dataclass" not in str(error):
-            return None
-    return PlainOutputs(module).train(False)
+    module.forward = plain_forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 # --- constraint violations ---------------------------------------------------------------------------

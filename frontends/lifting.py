@@ -43,6 +43,7 @@ def lift(
     values: dict[Node, Node] = {}
     used: list[str] = []
     own: dict[str, torch.Tensor] = {}
+    weight_of: dict[Node, str] = {}
     names = _input_names(exported)
     inputs: list[TensorSpec] = []
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
@@ -55,35 +56,44 @@ def lift(
                 values[node].meta = {"val": val, "source": names[index_of_user]}
             elif not isinstance(spec.arg, ConstantArgument):
                 raise UnsupportedGraphError(
-                    f"{subject}: {names[index_of_user]}", "a symbolic Python number", "pass a plain number"
+                    f"{subject}: {names[index_of_user]}",
+                    "a symbolic Python number",
+                    "pass a plain number",
                 )
         elif node.users:
             name = (weight_names or {}).get(spec.target, spec.target)
             if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+                kind = spec.kind.name.lower()
                 raise UnsupportedGraphError(
-                    f"{subject}: {name}", f"a {spec.kind.name.lower()}", "use plain tensors in the model"
+                    f"{subject}: {name}", f"a {kind}", "use plain tensors in the model"
                 )
             if name in constants:
                 own[name] = constants[name]
             else:
                 used.append(name)
+            weight_of[node] = name
+
+    def value_of(node: Node) -> Node:
+        """The new node of `node`; a weight's is made where it is first used, so it is read no earlier."""
+        if node not in values:
+            name = weight_of[node]
             values[node] = graph.create_node("get_attr", "weight_" + _mangle(name))
             source = name.rpartition(".")[0]
             values[node].meta = {"val": node.meta["val"], "weight": name, "source": source}
+        return values[node]
+
     for node in exported.graph.nodes:
         if node.op == "call_function":
-            values[node] = graph.node_copy(node, values.__getitem__)
-            values[node].meta = {
-                "val": node.meta.get("val"),
-                "source": _source(node, source_of),
-            }
+            values[node] = graph.node_copy(node, value_of)
+            source = _source(node, source_of)
+            values[node].meta = {"val": node.meta.get("val"), "source": source}
         elif node.op == "get_attr":
             raise UnsupportedGraphError(
                 f"{subject}: {_source(node, source_of)}",
                 "control flow on tensors (torch.cond, while_loop, …)",
                 "rewrite it with torch.where",
             )
-    outputs = _outputs(exported, values, subject, output_names)
+    outputs = _outputs(exported, value_of, subject, output_names)
     result = graph.output(tuple(value for _, value in outputs))
     result.meta = {"val": tuple(value.meta["val"] for _, value in outputs), "source": "output"}
 
@@ -102,7 +112,9 @@ def lift(
     )
 
 
-def _user_indexed(placeholders: Sequence[Node], exported: ExportedProgram) -> list[tuple[int | None, Any]]:
+def _user_indexed(
+    placeholders: Sequence[Node], exported: ExportedProgram
+) -> list[tuple[int | None, Any]]:
     """Placeholders with their specs; user inputs with their position among the flattened arguments."""
     rows: list[tuple[int | None, Any]] = []
     position = 0
@@ -123,7 +135,7 @@ def _input_names(exported: ExportedProgram) -> list[str]:
 
 def _outputs(
     exported: ExportedProgram,
-    values: Mapping[Node, Node],
+    value_of: Callable[[Node], Node],
     subject: str,
     given_names: Sequence[str] | None,
 ) -> list[tuple[str, Node]]:
@@ -134,8 +146,8 @@ def _outputs(
     names = [named.get(index, str(index)) for index in range(spec.num_leaves)]
     (output_node,) = (node for node in exported.graph.nodes if node.op == "output")
     outputs: list[tuple[str, Node]] = []
-    position = 0
-    for node, output in zip(output_node.args[0], exported.graph_signature.output_specs, strict=True):
+    specs = exported.graph_signature.output_specs
+    for position, (node, output) in enumerate(zip(output_node.args[0], specs, strict=True)):
         if output.kind != OutputKind.USER_OUTPUT:
             raise UnsupportedGraphError(
                 f"{subject}: {output.target}",
@@ -143,12 +155,11 @@ def _outputs(
                 "make forward return the updated tensor instead",
             )
         if isinstance(output.arg, TensorArgument):
-            outputs.append((names[position], values[node]))
+            outputs.append((names[position], value_of(node)))
         elif not isinstance(output.arg, ConstantArgument):
             raise UnsupportedGraphError(
                 f"{subject}: {names[position]}", "an output that is a size", "return tensors only"
             )
-        position += 1
     if not outputs:
         raise UnsupportedGraphError(subject, "no output is a tensor", "return at least one tensor")
     if given_names is not None and len(given_names) == len(outputs):
@@ -175,7 +186,7 @@ def _source(node: Node, source_of: SourceOf | None) -> str:
     """Module path of the innermost module that made the node: `transformer_blocks.0.attn.to_q`."""
     stack = node.meta.get("nn_module_stack") or {}
     path = str(next(reversed(stack.values()))[0]) if stack else ""
-    path = path.removeprefix("L['self'].").removeprefix("inner.").partition("@")[0]
+    path = path.removeprefix("L['self'].").partition("@")[0]
     return source_of(path) if source_of is not None else path
 
 

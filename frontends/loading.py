@@ -236,7 +236,9 @@ def as_keywords(module: nn.Module, inputs: Any) -> dict[str, Any]:
     absent = [name for name in required if name not in inputs]
     if absent:
         raise UnusableInputsError(
-            type(module).__name__, f"no {', '.join(absent)} in the inputs", "give every required argument"
+            type(module).__name__,
+            f"no {', '.join(absent)} in the inputs",
+            "give every required argument",
         )
     return {name: _as_tensors(inputs[name], name) for name in inputs}
 

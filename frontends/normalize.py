@@ -60,7 +60,9 @@ def normalize(module: GraphModule, weights: LayeredWeights, subject: str) -> Non
             replace(node, result)
     module.graph.eliminate_dead_code()
     remove_complex(module, weights, subject)
-    module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    module.graph.eliminate_dead_code(
+        is_impure_node=lambda node: node.op in ("placeholder", "output")
+    )
     check_functional(module, subject)
     module.graph.lint()
     module.recompile()
@@ -68,9 +70,9 @@ def normalize(module: GraphModule, weights: LayeredWeights, subject: str) -> Non
 
 def _erase_asserts(module: GraphModule) -> None:
     for node in reversed(list(module.graph.nodes)):
-        if node.op == "call_function" and str(node.target).startswith(ERASED_PREFIXES):
-            if not node.users:
-                module.graph.erase_node(node)
+        erased = node.op == "call_function" and str(node.target).startswith(ERASED_PREFIXES)
+        if erased and not node.users:
+            module.graph.erase_node(node)
 
 
 def _drop_placement(node: Node) -> None:
@@ -145,7 +147,8 @@ def _split(emitter: Emitter, node: Node) -> Node | None:
     for user in list(node.users):
         if user.target is not operator.getitem:
             return None
-        start, size = starts[user.args[1]], sizes[user.args[1]]
+        part: Any = user.args[1]
+        start, size = starts[part], sizes[part]
         replace(user, emitter.call(user, aten.slice.Tensor, source, axis, start, start + size))
     return None
 
@@ -220,7 +223,9 @@ def check_functional(module: GraphModule, subject: str) -> None:
         if isinstance(node.target, OpOverload):
             if node.target._schema.is_mutable:
                 raise UnsupportedGraphError(
-                    where, f"the in-place op {node.target}", "write forward without in-place updates"
+                    where,
+                    f"the in-place op {node.target}",
+                    "write forward without in-place updates",
                 )
         elif not _is_python_arithmetic(node.target):
             raise UnsupportedGraphError(

@@ -1,6 +1,6 @@
 """Names for nested inputs and outputs. Needs no torch: anything with `.shape` and `.dtype` is a tensor.
 
-    {"x": t0, "cond": [{"mask": t1}, None], "scale": 1.5}   ->   {"x": t0, "cond.0.mask": t1}
+{"x": t0, "cond": [{"mask": t1}, None], "scale": 1.5}   ->   {"x": t0, "cond.0.mask": t1}
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ def is_tensor_like(value: object) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def walk(value: Any, path: str = "", leaf: type = type(None)) -> Iterator[tuple[str, Any]]:
+def walk(value: Any, path: str = "", leaf: type | None = None) -> Iterator[tuple[str, Any]]:
     """Leaves of nested dicts, lists, tuples and dataclasses, with their dotted paths, in order.
 
     Instances of `leaf` are leaves whatever they are made of.
     """
     children: Iterator[tuple[str, Any]]
-    if isinstance(value, leaf):
+    if leaf is not None and isinstance(value, leaf):
         yield path, value
         return
     if isinstance(value, Mapping):

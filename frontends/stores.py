@@ -121,7 +121,9 @@ def _read_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(str(index), f"no index ({error})", "download the index again") from None
+        raise CheckpointError(
+            str(index), f"no index ({error})", "download the index again"
+        ) from None
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
         raise CheckpointError(
@@ -133,7 +135,9 @@ def _read_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
     lost = sorted(set(weight_map) - set(tensors))
     if lost:
         raise CheckpointError(
-            str(index), f"tensors that no shard holds: {', '.join(lost)}", "download the shards again"
+            str(index),
+            f"tensors that no shard holds: {', '.join(lost)}",
+            "download the shards again",
         )
     return tensors
 

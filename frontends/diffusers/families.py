@@ -186,7 +186,9 @@ def autoencoder(config: Config) -> Family:
     return Family(inputs, sizes, {"height": multiple, "width": multiple})
 
 
-def _video(config: Config, frames: int, side: tuple[int, int], multiple: int, **inputs: Any) -> Family:
+def _video(
+    config: Config, frames: int, side: tuple[int, int], multiple: int, **inputs: Any
+) -> Family:
     """Latents [batch, channels, frames, height, width] and more inputs."""
     latents = {"hidden_states": normal("batch", config["in_channels"], "frames", "height", "width")}
     sizes = {"batch": 2, "frames": frames, "height": side[0], "width": side[1], "text": 256}
@@ -236,7 +238,9 @@ def cogvideox(config: Config) -> Family:
     height, width = config["sample_height"], config["sample_width"]
     inputs = {
         "hidden_states": normal("batch", frames, config["in_channels"], height, width),
-        "encoder_hidden_states": normal("batch", config["max_text_seq_length"], config["text_embed_dim"]),
+        "encoder_hidden_states": normal(
+            "batch", config["max_text_seq_length"], config["text_embed_dim"]
+        ),
         "timestep": steps("batch"),
     }
     return Family(inputs, {"batch": 2})

@@ -125,7 +125,9 @@ def steps(*sizes: int | str) -> Input:
 
 def fractions(*sizes: int | str) -> Input:
     """Flow-matching times in 0..1, float32."""
-    return Input(sizes, lambda shape, generator: torch.rand(shape, generator=generator), torch.float32)
+    return Input(
+        sizes, lambda shape, generator: torch.rand(shape, generator=generator), torch.float32
+    )
 
 
 def constant(value: float, *sizes: int | str, dtype: torch.dtype | str = torch.float32) -> Input:

@@ -105,7 +105,9 @@ def _model_class(class_name: str, folder: Path) -> Any:
         import diffusers
     except ImportError as error:
         raise MissingDependencyError(
-            "diffusers", f"not importable ({error})", "install it: pip install 'svdqc[compile]' diffusers"
+            "diffusers",
+            f"not importable ({error})",
+            "install it: pip install 'svdqc[compile]' diffusers",
         ) from error
     model_class = getattr(diffusers, class_name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
@@ -179,7 +181,9 @@ def _match(
 
 def _make_parameters_fake(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
     """Give every tensor of the state a fake CPU tensor of the dtype it will be read in."""
-    mode = FakeTensorMode(shape_env=ShapeEnv(tracked_fakes=[]), allow_non_fake_inputs=True, export=True)
+    mode = FakeTensorMode(
+        shape_env=ShapeEnv(tracked_fakes=[]), allow_non_fake_inputs=True, export=True
+    )
     for prefix, child in module.named_modules():
         for holder in (child._parameters, child._buffers):
             for name, tensor in holder.items():
