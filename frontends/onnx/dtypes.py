@@ -86,7 +86,7 @@ TORCH_DTYPES: dict[int, torch.dtype] = {
     T.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
     T.FLOAT8E8M0: torch.float8_e8m0fnu,
     **{code: torch.int8 if narrow.signed else torch.uint8 for code, narrow in NARROW_INTS.items()},
-    **{code: torch.float32 for code in NARROW_FLOATS},
+    **dict.fromkeys(NARROW_FLOATS, torch.float32),
 }
 
 FLOAT8_DTYPES = frozenset(

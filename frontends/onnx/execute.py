@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Executor:
                 scope.pop(name, None)
         return [scope[name] for name in graph.outputs]
 
-    def _run_node(self, node: Node, scope: dict[str, Value]) -> Sequence[Value]:
+    def _run_node(self, node: Node, scope: dict[str, Value]) -> Sequence[Any]:
         call = Call(node, self._opset, lambda graph, inputs: self.run(graph, inputs, scope))
         values = [scope[name] if name else None for name in node.inputs]
         try:
@@ -70,7 +71,7 @@ class Executor:
         return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
-def _fold(call: Call, values: Sequence[Value | None]) -> object:
+def _fold(call: Call, values: Sequence[Value | None]) -> Any:
     hosts = [value for value in values if isinstance(value, Host)]
     if len(hosts) != len(values) or not hosts or call.node.narrow_inputs:
         return NotImplemented

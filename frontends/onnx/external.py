@@ -150,9 +150,7 @@ def _from_buffer(
 
 
 def _unpack(proto: TensorProto, data: bytes) -> Tensor:
-    inline = TensorProto(
-        name=proto.name, dims=proto.dims, data_type=proto.data_type, raw_data=data
-    )
+    inline = TensorProto(name=proto.name, dims=proto.dims, data_type=proto.data_type, raw_data=data)
     return torch_of_numpy(numpy_helper.to_array(inline))
 
 
@@ -174,11 +172,11 @@ def torch_of_numpy(array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array.astype(np.int8))
     if name in ("uint4", "uint2"):
         return torch.from_numpy(array.astype(np.uint8))
-    if name.startswith(("float4", "float6")):
+    if name.startswith(("float4_", "float6_")):
         return torch.from_numpy(array.astype(np.float32))
     array = np.array(array, order="C", copy=True)
     if name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    if name.startswith("float8"):
+    if name.startswith("float8_"):
         return torch.from_numpy(array.view(np.uint8)).view(getattr(torch, name))
     return torch.from_numpy(array)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, NodeProto
 from torch import Tensor
 
-from svdqc.frontends.onnx.dtypes import is_narrow, torch_dtype
+from svdqc.frontends.onnx.dtypes import is_narrow
 from svdqc.frontends.onnx.errors import MalformedOnnxError, UnsupportedOnnxTypeError
 from svdqc.frontends.onnx.external import TensorReader
 from svdqc.frontends.onnx.registry import OpDef, find_op
@@ -19,8 +19,9 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 
 # Operators whose output has the element type of their first input, whatever that is.
 _MOVERS = frozenset(
-    "Identity Reshape Transpose Squeeze Unsqueeze Flatten Slice Gather GatherElements GatherND Concat Split"
-    " Expand Tile Pad ScatterElements ScatterND DepthToSpace SpaceToDepth ReverseSequence".split()
+    {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"}
+    | {"GatherElements", "GatherND", "Concat", "Split", "Expand", "Tile", "Pad", "DepthToSpace"}
+    | {"ScatterElements", "ScatterND", "SpaceToDepth", "ReverseSequence"}
 )
 
 
@@ -134,9 +135,7 @@ class GraphBuilder:
                 )
         return Graph(proto.name, inputs, outputs, _with_lifetimes(nodes, outputs), constants)
 
-    def _node(
-        self, proto: NodeProto, label: str, scope: dict[str, int | None]
-    ) -> Node | None:
+    def _node(self, proto: NodeProto, label: str, scope: dict[str, int | None]) -> Node | None:
         attributes = {attr.name: self._attribute(attr, label, scope) for attr in proto.attribute}
         op = find_op(proto.op_type, self.opset)
         if op is None:
@@ -161,9 +160,7 @@ class GraphBuilder:
             ),
         )
 
-    def _attribute(
-        self, attr: AttributeProto, label: str, scope: dict[str, int | None]
-    ) -> Any:
+    def _attribute(self, attr: AttributeProto, label: str, scope: dict[str, int | None]) -> Any:
         kind = attr.type
         if kind == AttributeProto.FLOAT:
             return float(attr.f)
@@ -289,5 +286,3 @@ def _with_lifetimes(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]
             )
         )
     return ordered[::-1]
-
-

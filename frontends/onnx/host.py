@@ -97,7 +97,7 @@ def host_array(items: Any, dtype: torch.dtype) -> Host:
     """A host value of an object array (numpy drops rank 0 to a bare object: restored here)."""
     if not isinstance(items, np.ndarray):
         return host([items], (), dtype)
-    return host([items[index] for index in np.ndindex(items.shape)], items.shape, dtype)
+    return host(Host(items, dtype).flat(), items.shape, dtype)
 
 
 def host_of_tensor(tensor: Tensor, source: Callable[[], Tensor] | None = None) -> Host:
@@ -105,6 +105,16 @@ def host_of_tensor(tensor: Tensor, source: Callable[[], Tensor] | None = None) -
     values = tensor.reshape(-1).tolist()
     made = host(values, tuple(tensor.shape), tensor.dtype)
     return Host(made.items, tensor.dtype, source)
+
+
+def sym_max(a: Any, b: Any) -> Any:
+    """The larger of two sizes, numbers or symbols."""
+    return torch.sym_max(a, b)  # type: ignore[no-untyped-call]
+
+
+def sym_min(a: Any, b: Any) -> Any:
+    """The smaller of two sizes, numbers or symbols."""
+    return torch.sym_min(a, b)  # type: ignore[no-untyped-call]
 
 
 def _rounded(value: Any, dtype: torch.dtype) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -48,7 +50,7 @@ def load_onnx(path: str | Path) -> OnnxModule:
 def module_of_model(model: ModelProto, folder: Path | None, name: str = "model") -> OnnxModule:
     """The module of a parsed model, which is consumed. `folder` holds its external data."""
     opset = _opset(model, name)
-    model = _inlined(model, name)
+    model = _expanded(_inlined(model, name), opset)
     graph = model.graph
     builder = GraphBuilder(opset, TensorReader(folder))
     built = builder.build(graph)
@@ -56,20 +58,16 @@ def module_of_model(model: ModelProto, folder: Path | None, name: str = "model")
         raise UnsupportedOnnxOpsError(name, builder.unsupported)
     initializers = {tensor.name for tensor in graph.initializer}
     taken: set[str] = set()
-    inputs = tuple(
-        _input(info, taken) for info in graph.input if info.name not in initializers
-    )
+    inputs = tuple(_input(info, taken) for info in graph.input if info.name not in initializers)
     return OnnxModule(built, inputs, builder.tensors, opset)
 
 
 def _opset(model: ModelProto, name: str) -> int:
-    versions = {
-        entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS
-    }
+    versions = {entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS}
     newest = onnx_opset_version()
     if not versions:
         raise OnnxOpsetError(name, "no opset of the ONNX standard", "export the model again")
-    opset = max(versions)
+    opset = int(max(versions))
     if opset < OLDEST_OPSET:
         raise OnnxOpsetError(
             name,
@@ -86,19 +84,14 @@ def _opset(model: ModelProto, name: str) -> int:
 
 
 def _inlined(model: ModelProto, name: str) -> ModelProto:
-    """The model without function calls: its own functions, and operators known only as functions."""
+    """The model with its own functions inlined, and no operator of a foreign domain."""
     if model.functions:
-        model = _without_data(model, lambda light: _inline_own(light))
+        model = _without_data(model, _inline_own)
     foreign: dict[str, int] = {}
-    expandable: set[tuple[str, str]] = set()
-    opset = _opset(model, name)
     for node in all_nodes(model.graph):
         if node.domain not in STANDARD_DOMAINS:
             key = f"{node.domain}::{node.op_type}"
             foreign[key] = foreign.get(key, 0) + 1
-        elif node.op_type != "Constant" and find_op(node.op_type, opset) is None:
-            if _has_function(node.op_type, opset):
-                expandable.add(("", node.op_type))
     if foreign:
         listed = ", ".join(f"{key} ×{count}" for key, count in sorted(foreign.items()))
         raise OnnxDomainError(
@@ -106,13 +99,31 @@ def _inlined(model: ModelProto, name: str) -> ModelProto:
             f"operators that are not of the ONNX standard: {listed}",
             "export the model with standard operators, or with the functions that define these",
         )
-    if expandable:
-        model = _without_data(
-            model,
-            lambda light: inline_selected_functions(
-                light, sorted(expandable), inline_schema_functions=True
-            ),
+    return model
+
+
+def _expanded(model: ModelProto, opset: int) -> ModelProto:
+    """The model with operators that are known only as functions of others replaced by these."""
+    while expandable := {
+        ("", node.op_type)
+        for node in all_nodes(model.graph)
+        if node.op_type != "Constant"
+        and find_op(node.op_type, opset) is None
+        and _has_function(node.op_type, opset)
+    }:
+        count = sum(1 for _ in all_nodes(model.graph))
+        inline = partial(
+            inline_selected_functions,
+            function_ids=sorted(expandable),
+            inline_schema_functions=True,
         )
+        try:
+            model = _without_data(model, inline)
+        except RuntimeError:
+            # The function of a node depends on types that the file does not give: reported later.
+            return model
+        if sum(1 for _ in all_nodes(model.graph)) == count:
+            return model
     return model
 
 
@@ -126,7 +137,7 @@ def _inline_own(model: ModelProto) -> ModelProto:
     return inline_local_functions(model, convert_version=mixed)
 
 
-def _without_data(model: ModelProto, transform) -> ModelProto:  # type: ignore[no-untyped-def]
+def _without_data(model: ModelProto, transform: Callable[[ModelProto], ModelProto]) -> ModelProto:
     """`transform` a model without copying its weights through it: they are put back afterwards."""
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     light = ModelProto()
@@ -158,7 +169,7 @@ def _skeleton(model: ModelProto) -> ModelProto:
 
 def _has_function(op_type: str, opset: int) -> bool:
     try:
-        schema = onnx.defs.get_schema(op_type, opset, "")
+        schema: Any = onnx.defs.get_schema(op_type, opset, "")
     except onnx.defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import inspect
 import keyword
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,6 @@ from svdqc.frontends.onnx.examples import Examples, find_examples
 from svdqc.frontends.onnx.execute import Executor, keeping_sources
 from svdqc.frontends.onnx.graph import Graph
 from svdqc.frontends.onnx.host import MOST_HOST_ELEMENTS, Host, Value, host_of_tensor
-
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class OnnxModule(nn.Module):
         self.weight_names: dict[str, str] = {}
         self._graph = graph
         self._constants: dict[str, Value | None] = {}
-        taken = {name for name in dir(self)}
+        taken = set(dir(self))
         for key, tensor in tensors.items():
             attribute = identifier(key, taken, prefix="weight_")
             self.weight_names[attribute] = key
@@ -148,5 +145,3 @@ def identifier(name: str, taken: set[str], prefix: str = "input_") -> str:
         candidate = f"{base}_{count}"
     taken.add(candidate)
     return candidate
-
-

@@ -38,7 +38,7 @@ def swish(call: Call, x: Tensor) -> Tensor:
 
 @onnx_op("HardSigmoid")
 def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
-    scaled = x * call.attribute("alpha", 0.2) + call.attribute("beta", 0.5)
+    scaled: Tensor = x * call.attribute("alpha", 0.2) + call.attribute("beta", 0.5)
     return scaled.clamp(0.0, 1.0)
 
 
@@ -71,7 +71,7 @@ def celu(call: Call, x: Tensor) -> Tensor:
 def selu(call: Call, x: Tensor) -> Tensor:
     alpha = call.attribute("alpha", 1.67326319217681884765625)
     gamma = call.attribute("gamma", 1.05070102214813232421875)
-    return gamma * torch.where(x > 0, x, alpha * torch.expm1(x))
+    return torch.where(x > 0, x, alpha * torch.expm1(x)).mul(gamma)
 
 
 @onnx_op("ThresholdedRelu")

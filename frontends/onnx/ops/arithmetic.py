@@ -72,7 +72,8 @@ def sub(call: Call, a: Value, b: Value) -> Tensor:
 def div(call: Call, a: Value, b: Value) -> Tensor:
     x, y = operands(a, b)
     if a.dtype.is_floating_point or a.dtype.is_complex:
-        return x / y
+        quotient: Tensor = x / y
+        return quotient
     # Integer division truncates towards zero.
     x = x if isinstance(x, Tensor) else require_tensor(a)
     return widened(lambda p, q: torch.div(p, q, rounding_mode="trunc"), x, y)

@@ -84,7 +84,8 @@ def round_to(x: Tensor, kind: NarrowFloat) -> Tensor:
     exponent = (torch.frexp(bounded)[1] - 1).clamp(min=1 - kind.bias)
     step = torch.pow(2.0, (exponent - kind.mantissa_bits).to(torch.float32))
     rounded = torch.round(bounded / step) * step
-    return torch.where(torch.isnan(wide), torch.full_like(wide, kind.largest), rounded)
+    # There is no NaN to round to: it becomes -0.
+    return torch.where(torch.isnan(wide), torch.full_like(wide, -0.0), rounded)
 
 
 def _to_e8m0(call: Call, x: Tensor) -> Tensor:

@@ -23,9 +23,7 @@ def conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return convolve(call, x, weight, bias, window)
 
 
-def convolve(
-    call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window
-) -> Tensor:
+def convolve(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     if window.rank not in CONVOLUTIONS:
         raise call.error(f"{window.rank} spatial axes", "reshape the model to at most 3")
     if window.is_symmetric():

@@ -13,7 +13,15 @@ import torch
 
 from svdqc.frontends.onnx.call import Call
 from svdqc.frontends.onnx.dtypes import TORCH_DTYPES
-from svdqc.frontends.onnx.host import FOLDED_DTYPES, SYMBOLS, Host, host, host_array
+from svdqc.frontends.onnx.host import (
+    FOLDED_DTYPES,
+    SYMBOLS,
+    Host,
+    host,
+    host_array,
+    sym_max,
+    sym_min,
+)
 from svdqc.frontends.onnx.registry import host_op
 
 
@@ -26,9 +34,7 @@ def _elementwise(function: Callable[..., Any], dtype: torch.dtype, *hosts: Host)
     arrays = np.broadcast_arrays(*(value.items for value in hosts))
     shape = arrays[0].shape
     try:
-        results = [
-            function(*(array[index] for array in arrays)) for index in np.ndindex(shape)
-        ]
+        results = [function(*(array[index] for array in arrays)) for index in np.ndindex(shape)]
     except _CannotFoldError:
         return NotImplemented
     return host(results, shape, dtype)
@@ -47,7 +53,7 @@ def _divide(a: Any, b: Any) -> Any:
 
 
 def _modulo(a: Any, b: Any) -> Any:
-    if not isinstance(b, SYMBOLS) and b == 0 or isinstance(a, (float, torch.SymFloat)):
+    if (not isinstance(b, SYMBOLS) and b == 0) or isinstance(a, (float, torch.SymFloat)):
         raise _CannotFoldError
     return a % b
 
@@ -75,17 +81,9 @@ def fold_binary(call: Call, a: Host, b: Host) -> Any:
     return _elementwise(BINARY[call.node.op_type], a.dtype, a, b)
 
 
-def _larger(a: Any, b: Any) -> Any:
-    return torch.sym_max(a, b)
-
-
-def _smaller(a: Any, b: Any) -> Any:
-    return torch.sym_min(a, b)
-
-
 @host_op("Max", "Min")
 def fold_extremum(call: Call, *hosts: Host) -> Any:
-    function = _larger if call.node.op_type == "Max" else _smaller
+    function = sym_max if call.node.op_type == "Max" else sym_min
     if any(isinstance(x, float) and math.isnan(x) for value in hosts for x in value.flat()):
         return NotImplemented
     return reduce(lambda a, b: _elementwise(function, a.dtype, a, b), hosts)
@@ -166,6 +164,11 @@ def fold_cast_like(call: Call, x: Host, like: Host) -> Any:
     return _cast(x, like.dtype)
 
 
+def _symbolic(name: str, *operands: Any) -> Any:
+    """One of torch's functions on symbols, which have no types."""
+    return getattr(torch, name)(*operands)
+
+
 def _cast(x: Host, dtype: torch.dtype | None) -> Any:
     if dtype not in FOLDED_DTYPES:
         return NotImplemented
@@ -174,11 +177,11 @@ def _cast(x: Host, dtype: torch.dtype | None) -> Any:
         if dtype == torch.bool:
             return item if isinstance(item, torch.SymBool) else item != 0
         if dtype.is_floating_point:
-            return torch.sym_float(item) if isinstance(item, SYMBOLS) else float(item)
+            return _symbolic("sym_float", item) if isinstance(item, SYMBOLS) else float(item)
         if isinstance(item, torch.SymBool):
-            return torch.sym_ite(item, 1, 0)
+            return _symbolic("sym_ite", item, 1, 0)
         if isinstance(item, torch.SymFloat):
-            return torch.sym_int(item)
+            return _symbolic("sym_int", item)
         if isinstance(item, torch.SymInt):
             return item
         if isinstance(item, float) and not math.isfinite(item):
@@ -194,7 +197,7 @@ def _cast(x: Host, dtype: torch.dtype | None) -> Any:
 def fold_where(call: Call, condition: Host, a: Host, b: Host) -> Any:
     def choose(c: Any, x: Any, y: Any) -> Any:
         if isinstance(c, torch.SymBool):
-            return torch.sym_ite(c, x, y)
+            return _symbolic("sym_ite", c, x, y)
         return x if c else y
 
     return _elementwise(choose, a.dtype, condition, a, b)
@@ -203,8 +206,8 @@ def fold_where(call: Call, condition: Host, a: Host, b: Host) -> Any:
 REDUCTIONS: dict[str, Callable[[list[Any]], Any]] = {
     "ReduceSum": lambda items: sum(items[1:], items[0]),
     "ReduceProd": lambda items: reduce(operator.mul, items),
-    "ReduceMax": lambda items: reduce(_larger, items),
-    "ReduceMin": lambda items: reduce(_smaller, items),
+    "ReduceMax": lambda items: reduce(sym_max, items),
+    "ReduceMin": lambda items: reduce(sym_min, items),
 }
 
 

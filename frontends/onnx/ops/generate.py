@@ -46,7 +46,7 @@ def eye_like(call: Call, x: Tensor) -> Tensor:
     dtype = x.dtype if code is None else torch_dtype(code, call.node.label)
     rows = torch.arange(x.shape[0]).unsqueeze(1)
     columns = torch.arange(x.shape[1]).unsqueeze(0)
-    return (columns - rows == call.attribute("k", 0)).to(dtype)
+    return torch.eq(columns - rows, call.attribute("k", 0)).to(dtype)
 
 
 @onnx_op("OneHot", host=(1,))

@@ -23,7 +23,9 @@ GRID_MODES = {
 def grid_sample(call: Call, x: Tensor, grid: Tensor) -> Tensor:
     mode = GRID_MODES[call.attribute("mode", "bilinear")]
     if x.dim() not in (4, 5) or (mode == "bicubic" and x.dim() != 4):
-        raise call.error(f"mode {mode} on rank {x.dim()}", "sample images of rank 4, or 5 if linear")
+        raise call.error(
+            f"mode {mode} on rank {x.dim()}", "sample images of rank 4, or 5 if linear"
+        )
     return F.grid_sample(
         x,
         grid,
@@ -54,9 +56,9 @@ def roi_align(call: Call, x: Tensor, rois: Tensor, batch_indices: Tensor) -> Ten
     y = _bin_positions(top, extent_y, height, samples)  # [regions, height · samples]
     z = _bin_positions(left, extent_x, width, samples)  # [regions, width · samples]
     maps = x[batch_indices]  # [regions, channels, H, W]
-    outside = ((y < -1) | (y > x.shape[2]))[:, None, :, None] | (
-        (z < -1) | (z > x.shape[3])
-    )[:, None, None, :]
+    outside = ((y < -1) | (y > x.shape[2]))[:, None, :, None] | ((z < -1) | (z > x.shape[3]))[
+        :, None, None, :
+    ]
     low_y, y_part = _corner(y, x.shape[2])
     low_x, x_part = _corner(z, x.shape[3])
     rows = torch.arange(rois.shape[0])[:, None, None]

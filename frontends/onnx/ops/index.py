@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ def _is_table(call: Call) -> bool:
     return 0 in call.node.constant_inputs and 1 not in call.node.constant_inputs
 
 
-def _wrapped(index: Tensor, size: int | torch.SymInt) -> Tensor:
+def _wrapped(index: Tensor, size: Any) -> Tensor:
     """Negative indices count from the end."""
     wide = index.to(torch.int64)
     return torch.where(wide < 0, wide + size, wide)
@@ -59,7 +61,7 @@ def gather_nd(call: Call, x: Tensor, indices: Tensor) -> Tensor:
     columns = [
         _wrapped(indices[..., column], x.shape[batch_dims + column]) for column in range(depth)
     ]
-    return x[tuple([*batch, *columns])]
+    return x[(*batch, *columns)]
 
 
 @onnx_op("ScatterElements")

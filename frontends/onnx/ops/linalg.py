@@ -45,7 +45,7 @@ def _fills(bias: Tensor, weight: Tensor) -> bool:
 @onnx_op("Einsum")
 def einsum(call: Call, *inputs: Tensor) -> Tensor:
     equation = call.required("equation").replace(" ", "")
-    if inputs[0].dtype.is_floating_point or len(inputs) > 1 and inputs[0].dtype == torch.int64:
+    if inputs[0].dtype.is_floating_point or (len(inputs) > 1 and inputs[0].dtype == torch.int64):
         return torch.einsum(equation, *inputs)
     wide = [item.to(torch.int64) for item in inputs]
     return torch.einsum(equation, *wide).to(inputs[0].dtype)
@@ -53,7 +53,7 @@ def einsum(call: Call, *inputs: Tensor) -> Tensor:
 
 @onnx_op("Det")
 def det(call: Call, x: Tensor) -> Tensor:
-    return torch.linalg.det(x)
+    return torch.det(x)
 
 
 @onnx_op("MatMulInteger")

@@ -112,7 +112,7 @@ def local_response_normalization(call: Call, x: Tensor) -> Tensor:
     assert isinstance(window, Tensor)
     alpha, beta = call.attribute("alpha", 1e-4), call.attribute("beta", 0.75)
     base = call.attribute("bias", 1.0) + alpha / size * window.squeeze(1)
-    return x / base**beta
+    return torch.div(x, torch.pow(base, beta))
 
 
 @onnx_op("MeanVarianceNormalization")

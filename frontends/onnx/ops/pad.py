@@ -59,7 +59,9 @@ def _zero(*pads: Any) -> bool:
     return all(isinstance(pad, int) and pad == 0 for pad in pads)
 
 
-def _torch_has(x: Tensor, touched: list[int], before: list[Any], after: list[Any], mode: str) -> bool:
+def _torch_has(
+    x: Tensor, touched: list[int], before: list[Any], after: list[Any], mode: str
+) -> bool:
     """Whether F.pad has this case: floats, image axes of [batch, channels, …], no cropping."""
     if x.dim() not in (3, 4, 5) or touched[0] < 2 or not x.dtype.is_floating_point:
         return False

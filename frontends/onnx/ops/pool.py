@@ -65,7 +65,9 @@ def average_pool(call: Call, x: Tensor) -> Tensor:
     count_pads = call.flag("count_include_pad")
     unpadded = all(isinstance(pad, int) and pad == 0 for pad in window.before)
     dense = all(d == 1 for d in window.dilation)
-    if window.is_symmetric() and dense and (count_pads or unpadded) and window.rank <= 3:
+    small = all(2 * pad <= k for pad, k in zip(window.before, window.kernel, strict=True))
+    simple = window.is_symmetric() and dense and (unpadded or (count_pads and small))
+    if simple and window.rank in AVERAGE_POOLS:
         pool = AVERAGE_POOLS[window.rank]
         result: Tensor = pool(x, window.kernel, window.stride, window.before)
         return result
@@ -86,7 +88,7 @@ def lp_pool(call: Call, x: Tensor) -> Tensor:
     window = window_of(call, list(x.shape[2:]), call.required("kernel_shape"))
     p = call.attribute("p", 2)
     taps = stacked(padded(x, window, 0.0).abs() ** p, window)
-    return taps.sum(dim=2) ** (1.0 / p)
+    return torch.pow(taps.sum(dim=2), 1.0 / p)
 
 
 @onnx_op("GlobalAveragePool")
@@ -102,13 +104,11 @@ def global_max_pool(call: Call, x: Tensor) -> Tensor:
 @onnx_op("GlobalLpPool")
 def global_lp_pool(call: Call, x: Tensor) -> Tensor:
     p = call.attribute("p", 2)
-    return (x.abs() ** p).sum(list(range(2, x.dim())), keepdim=True) ** (1.0 / p)
+    return torch.pow((x.abs() ** p).sum(list(range(2, x.dim())), keepdim=True), 1.0 / p)
 
 
 @onnx_op("MaxUnpool", host=(2,))
-def max_unpool(
-    call: Call, x: Tensor, indices: Tensor, output_shape: Value | None = None
-) -> Tensor:
+def max_unpool(call: Call, x: Tensor, indices: Tensor, output_shape: Value | None = None) -> Tensor:
     """Scatter values to the linear positions of a MaxPool. The indices count in the unpadded output."""
     kernel = call.required("kernel_shape")
     rank = len(kernel)

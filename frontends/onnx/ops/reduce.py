@@ -13,16 +13,15 @@ from svdqc.frontends.onnx.ops.arithmetic import widened
 from svdqc.frontends.onnx.registry import onnx_op
 
 
-def _reduce(call: Call, x: Tensor, axes_input: Value | None, function: Callable[..., Tensor]) -> Tensor:
+def _reduce(
+    call: Call, x: Tensor, axes_input: Value | None, function: Callable[..., Tensor]
+) -> Tensor:
     """`function(x, dims, keepdims)`, with the axes of an input (since 18; ReduceSum 13) or attribute."""
     axes = call.axes("axes", axes_input)
     keepdims = call.flag("keepdims", True)
     if not axes:
-        if call.flag("noop_with_empty_axes"):
-            # No reduction, but the elementwise part of the operator still applies.
-            axes = []
-        else:
-            axes = list(range(x.dim()))
+        # Where this means no reduction, the elementwise part of the operator still applies.
+        axes = [] if call.flag("noop_with_empty_axes") else list(range(x.dim()))
     return function(x, sorted(axis % x.dim() for axis in axes), keepdims)
 
 
@@ -90,9 +89,11 @@ REDUCTIONS: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
     "ReduceMax": _extremum(largest=True),
     "ReduceMin": _extremum(largest=False),
     "ReduceL1": lambda x, dims, keep: _sum(x.abs(), dims, keep),
-    "ReduceL2": lambda x, dims, keep: torch.sqrt(_sum(x * x, dims, keep).float()).to(x.dtype)
-    if not x.dtype.is_floating_point
-    else torch.sqrt(_sum(x * x, dims, keep)),
+    "ReduceL2": lambda x, dims, keep: (
+        torch.sqrt(_sum(x * x, dims, keep).float()).to(x.dtype)
+        if not x.dtype.is_floating_point
+        else torch.sqrt(_sum(x * x, dims, keep))
+    ),
     "ReduceSumSquare": lambda x, dims, keep: _sum(x * x, dims, keep),
     "ReduceLogSum": lambda x, dims, keep: torch.log(_sum(x, dims, keep)),
     "ReduceLogSumExp": _log_sum_exp,
@@ -111,7 +112,8 @@ def arg_extremum(call: Call, x: Tensor) -> Tensor:
     if not call.flag("select_last_index"):
         return function(x, dim=axis, keepdim=keepdims)
     last = x.shape[axis] - 1
-    return last - function(x.flip(axis), dim=axis, keepdim=keepdims)
+    first = function(x.flip(axis), dim=axis, keepdim=keepdims)
+    return torch.rsub(first, last)
 
 
 @onnx_op("CumSum", host=(1,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +138,11 @@ def _exact(axis: Axis) -> bool:
 
 def _coordinates(call: Call, axis: Axis) -> Tensor:
     """Position in the input of each output element, f64 [out]."""
+    position: Tensor = _transformed(call, axis)
+    return position
+
+
+def _transformed(call: Call, axis: Axis) -> Any:
     transform = call.attribute("coordinate_transformation_mode", "half_pixel")
     y = torch.arange(axis.out, dtype=torch.float64)
     width = axis.scale * axis.size
@@ -167,12 +173,13 @@ def _is_one(width: Any) -> bool:
 def _nearest(call: Call, x: Tensor, axis: Axis) -> Tensor:
     position = _coordinates(call, axis)
     rounding = call.attribute("nearest_mode", "round_prefer_floor")
-    index = {
+    roundings: dict[str, Callable[[Tensor], Tensor]] = {
         "round_prefer_floor": lambda p: torch.ceil(p - 0.5),
         "round_prefer_ceil": lambda p: torch.floor(p + 0.5),
         "floor": torch.floor,
         "ceil": torch.ceil,
-    }[rounding](position)
+    }
+    index = roundings[rounding](position)
     picked = torch.index_select(x, axis.dim, index.to(torch.int64).clamp(0, axis.size - 1))
     return _extrapolated(call, picked, axis, position)
 

@@ -120,16 +120,21 @@ def slice_(
     return x
 
 
+def _strided(x: Tensor, dim: int, start: Any, end: Any, step: int) -> Tensor:
+    result: Tensor = torch.ops.aten.slice.Tensor(x, dim, start, end, step)
+    return result
+
+
 def slice_axis(x: Tensor, dim: int, start: Any, end: Any, step: int) -> Tensor:
     """x[start:end:step] along `dim`, with Python's meaning; torch has no negative steps."""
     dim = dim % x.dim()
     if step > 0:
         # torch wants an end that fits in int64, and takes anything beyond the size as the size.
-        return torch.ops.aten.slice.Tensor(x, dim, start, end, step)
+        return _strided(x, dim, start, end, step)
     size = x.shape[dim]
     if not isinstance(size, int):
         if start == -1 and end < -(2**31):
-            return torch.ops.aten.slice.Tensor(x.flip(dim), dim, 0, size, -step)
+            return _strided(x.flip(dim), dim, 0, size, -step)
         raise DataDependentError(
             f"axis {dim}", "a negative step over part of a dynamic dim", "make that dim static"
         )
@@ -138,7 +143,7 @@ def slice_axis(x: Tensor, dim: int, start: Any, end: Any, step: int) -> Tensor:
         return x.narrow(dim, 0, 0)
     begin = size - 1 - positions[0]
     end = begin + len(positions) * -step
-    return torch.ops.aten.slice.Tensor(x.flip(dim), dim, begin, end, -step)
+    return _strided(x.flip(dim), dim, begin, end, -step)
 
 
 @onnx_op("Expand", host=(1,))
@@ -234,5 +239,3 @@ def unique(call: Call, x: Tensor) -> tuple[Tensor, ...]:
         values = values.index_select(0 if axis is None else axis, by_position)
         first, counts, flat_inverse = first[by_position], counts[by_position], rank[flat_inverse]
     return values, first, flat_inverse, counts
-
-

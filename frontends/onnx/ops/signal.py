@@ -51,7 +51,8 @@ def _dft(call: Call, x: Tensor, length: Value | None, axis: int) -> Tensor:
     signal = wide.squeeze(-1) if is_real else torch.view_as_complex(wide.contiguous())
     inverse, onesided = call.flag("inverse"), call.flag("onesided")
     if onesided and inverse:
-        return torch.fft.irfft(signal, n=size, dim=axis).unsqueeze(-1).to(dtype)
+        real: Tensor = torch.fft.irfft(signal, n=size, dim=axis)
+        return real.unsqueeze(-1).to(dtype)
     if onesided:
         spectrum = torch.fft.rfft(signal, n=size, dim=axis)
     else:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svdqc.frontends.onnx.call import Call
+from svdqc.frontends.onnx.host import sym_max
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def window_of(call: Call, sizes: list[Any], kernel: list[int]) -> Window:
         before, after = [], []
         for size, step, extent in zip(sizes, stride, reach, strict=True):
             out = (size + step - 1) // step
-            total = torch.sym_max((out - 1) * step + extent - size, 0)
+            total = sym_max((out - 1) * step + extent - size, 0)
             smaller = total // 2
             larger = total - smaller
             before.append(smaller if auto_pad == "SAME_UPPER" else larger)
@@ -73,7 +74,7 @@ def window_of(call: Call, sizes: list[Any], kernel: list[int]) -> Window:
             # A window that would start in the right padding is dropped.
             if steps * stride[axis] >= sizes[axis] + before[axis]:
                 steps = steps - 1
-            extra[axis] = torch.sym_max(steps * stride[axis] - span, 0)
+            extra[axis] = sym_max(steps * stride[axis] - span, 0)
     return Window(kernel, stride, dilation, before, after, extra)
 
 
