@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = ROOT / "templates" / "cpu" / "include"
@@ -78,13 +79,15 @@ def build_harness(source: str, isa: str, folder: Path) -> ctypes.CDLL:
 
 
 def call(function: Any, *arguments: Any) -> None:
-    """Call a void C function: numpy arrays become pointers, ints int64, floats float, None a null pointer."""
+    """Call a void C function: arrays and tensors become pointers, ints int64, floats float."""
     converted: list[Any] = []
     for argument in arguments:
         if argument is None:
             converted.append(ctypes.c_void_p(None))
         elif isinstance(argument, np.ndarray):
             converted.append(ctypes.c_void_p(argument.ctypes.data))
+        elif isinstance(argument, torch.Tensor):
+            converted.append(ctypes.c_void_p(argument.data_ptr()))
         elif isinstance(argument, bool | int | np.integer):
             converted.append(ctypes.c_int64(int(argument)))
         elif isinstance(argument, float):

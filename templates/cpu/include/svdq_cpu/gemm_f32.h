@@ -123,9 +123,9 @@ struct DotBf16 {
 
 // One register tile: ROWS x PANELS * 16 outputs, `steps` steps of K.
 template <class F, int ROWS, int PANELS>
-SVDQ_NOINLINE void gemm_tile(int64_t steps, const typename F::X* x, int64_t ldx,
-                             const typename F::W* w, int64_t panel_stride, float* out, int64_t ldo,
-                             bool accumulate) {
+SVDQ_OUTLINE void gemm_tile(int64_t steps, const typename F::X* x, int64_t ldx,
+                            const typename F::W* w, int64_t panel_stride, float* out, int64_t ldo,
+                            bool accumulate) {
   f32x16 acc[ROWS][PANELS];
   unroll<ROWS>([&](auto i) SVDQ_LAMBDA {
     unroll<PANELS>([&](auto j) SVDQ_LAMBDA {

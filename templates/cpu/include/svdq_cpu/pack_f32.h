@@ -74,9 +74,9 @@ SVDQ_INLINE void transpose16(const float* b, int64_t stride, float* out) {
 }  // namespace detail
 
 // Only panels [panel_begin, panel_end) of b's ceil(n/16); the first of them is written at out.
-SVDQ_NOINLINE void pack_b_panels(int64_t k, int64_t n, const float* b, int64_t stride_k,
-                                 int64_t stride_n, int64_t panel_begin, int64_t panel_end,
-                                 float* out) {
+SVDQ_OUTLINE void pack_b_panels(int64_t k, int64_t n, const float* b, int64_t stride_k,
+                                int64_t stride_n, int64_t panel_begin, int64_t panel_end,
+                                float* out) {
   for (int64_t panel = panel_begin; panel < panel_end; ++panel, out += k * kLanes) {
     const float* source = b + panel * kLanes * stride_n;
     const int64_t width = min_i64(kLanes, n - panel * kLanes);
@@ -104,8 +104,8 @@ SVDQ_INLINE void pack_b(int64_t k, int64_t n, const float* b, int64_t stride_k, 
 }
 
 // Round to nearest even. ldo >= round_up(k, 2); the element after an odd k is 0.
-SVDQ_NOINLINE void round_rows_bf16(int64_t rows, int64_t k, const float* x, int64_t ldx,
-                                   uint16_t* out, int64_t ldo) {
+SVDQ_OUTLINE void round_rows_bf16(int64_t rows, int64_t k, const float* x, int64_t ldx,
+                                  uint16_t* out, int64_t ldo) {
   for (int64_t row = 0; row < rows; ++row, x += ldx, out += ldo) {
     int64_t kk = 0;
     for (; kk + kLanes <= k; kk += kLanes) store_bf16(out + kk, load(x + kk));

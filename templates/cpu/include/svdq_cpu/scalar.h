@@ -7,6 +7,9 @@
 
 #include "svdq_cpu/isa.h"
 
+// A function that is called, not inlined; a translation unit need not use it.
+#define SVDQ_OUTLINE static __attribute__((noinline, unused))
+
 namespace svdq {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
