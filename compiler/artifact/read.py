@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -328,7 +328,7 @@ class _Reader:
             end = section.offset + section.size
             if section.kind == "weights" and not check_weights:
                 continue
-            if hashlib.sha256(data[section.offset : end]).hexdigest() != section.sha256:
+            if hashlib.sha256(data[section.offset : end].data).hexdigest() != section.sha256:
                 raise AlteredArtifactError(
                     str(self.path),
                     f"the {section.kind} section at {section.offset} does not match its checksum",
@@ -348,7 +348,7 @@ class _Reader:
     def text(self, value: object) -> str:
         if not isinstance(value, str) or len(value.encode()) > MAX_NAME_BYTES or "\0" in value:
             raise self.bad(f"{value!r} is not a text of at most {MAX_NAME_BYTES} bytes")
-        return cast(str, value)
+        return value
 
     def unique(self, where: str, names: list[str]) -> None:
         if len(set(names)) != len(names) or "" in names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
@@ -308,7 +309,7 @@ def _manifest_room(
     """An upper bound of the manifest's size, filling the space up to a section boundary."""
     largest = _Section("weights", _LARGEST, size=_LARGEST)
     labels = {tensor.segment for tensor in tensors}
-    switches = sum(a.segment != b.segment for a, b in zip(tensors, tensors[1:], strict=False)) + 1
+    switches = sum(a.segment != b.segment for a, b in itertools.pairwise(tensors)) + 1
     longest = max(labels, key=lambda s: len(canonical_json(s)), default="")
     largest.segment = longest
     sections = [largest.entry()] * (switches + 2 * len(variants) + 1)

@@ -222,9 +222,16 @@ class _Decoder:
         if first + length > len(self.strings):
             raise PlanFormatError("strings", "a name outside the string table")
         try:
-            return self.strings[first : first + length].decode()
+            found = self.strings[first : first + length].decode()
         except UnicodeDecodeError as error:
             raise PlanFormatError("strings", "a name that is not UTF-8") from error
+        if "\0" in found:
+            raise PlanFormatError("strings", "a name with a NUL")
+        return found
+
+    def zero(self, table: str, value: int) -> None:
+        if value != 0:
+            raise PlanFormatError(table, "a reserved field that is not zero")
 
     def span(self, table: str, first: int, count: int) -> list[tuple[int, ...]]:
         if first + count > len(self.rows[table]):
@@ -251,7 +258,8 @@ class _Decoder:
 
     def expression(self, first: int, count: int) -> IntExpr:
         stack: list[IntExpr] = []
-        for op, _, operand in self.span("instructions", first, count):
+        for op, reserved, operand in self.span("instructions", first, count):
+            self.zero("instructions", reserved)
             name = OPS[op]
             if name == "constant":
                 stack.append(IntExpr.of(operand))
@@ -277,7 +285,8 @@ class _Decoder:
         )
 
     def launch(self, row: tuple[int, ...]) -> Launch:
-        kernel, arg, args, scalar, scalars, tasks, scratch, label, label_bytes, _ = row
+        kernel, arg, args, scalar, scalars, tasks, scratch, label, label_bytes, reserved = row
+        self.zero("launches", reserved)
         return Launch(
             kernel=kernel,
             args=tuple(

@@ -9,14 +9,16 @@ input. Ranges of arguments are proved as expressions where those decide it, else
 from __future__ import annotations
 
 import itertools
+import re
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 
-from svdqc.compiler.ir.intexpr import IntExpr, prod
-from svdqc.compiler.plan.errors import PlanLifetimeError, PlanRangeError
+from svdqc.compiler.ir.intexpr import Apply, IntExpr, prod
+from svdqc.compiler.plan.errors import PlanFormatError, PlanLifetimeError, PlanRangeError
 from svdqc.compiler.plan.records import DTYPES, Launch, Plan, TensorPort
 
 ARENA_ALIGNMENT = 64
+MAX_ARENA_BYTES, MAX_SCRATCH_BYTES, MAX_TASKS = 1 << 46, 1 << 36, 1 << 40
 ITEM_BYTES = dict(zip(DTYPES, (4, 8, 2, 2, 1, 1, 2, 4, 8, 1), strict=True))
 _MAX_CORNER_DIMS = 8
 
@@ -26,7 +28,9 @@ def verify_plan(plan: Plan, tensor_bytes: Sequence[int] | None = None) -> None:
 
     tensor_bytes  size of each tensor of the artifact; None skips the check that weights fit theirs
     """
+    _check_names(plan)
     _check_dims(plan)
+    _check_expressions(plan)
     _check_buffers(plan, tensor_bytes)
     _check_ranges(plan)
     _check_access(plan)
@@ -41,6 +45,64 @@ def port_bytes(port: TensorPort) -> IntExpr:
 def launch_name(plan: Plan, i: int) -> str:
     launch = plan.launches[i]
     return f"launch {i} ({plan.kernels[launch.kernel]}, {launch.label})"
+
+
+def _check_names(plan: Plan) -> None:
+    for what, names in (
+        ("dims", [d.name for d in plan.dims]),
+        ("inputs", [p.name for p in plan.inputs]),
+        ("outputs", [p.name for p in plan.outputs]),
+        ("kernels", list(plan.kernels)),
+    ):
+        if "" in names or len(set(names)) != len(names):
+            raise PlanFormatError(what, "a name that is empty or appears twice")
+    for kernel in plan.kernels:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", kernel):
+            raise PlanFormatError(kernel, "not a C name")
+    for i, launch in enumerate(plan.launches):
+        if not 0 <= launch.kernel < len(plan.kernels):
+            raise PlanFormatError(f"launch {i}", f"kernel {launch.kernel} does not exist")
+
+
+def _check_expressions(plan: Plan) -> None:
+    """No expression exceeds 64 bits or divides by less than 1, for any legal dims."""
+    checked: set[IntExpr] = set()
+    for where, expr in _expressions(plan):
+        if expr not in checked:
+            _check_expression(where, expr)
+            checked.add(expr)
+    if not 0 <= plan.arena_bytes <= MAX_ARENA_BYTES:
+        raise PlanRangeError("arena", f"{plan.arena_bytes} bytes; at most {MAX_ARENA_BYTES}")
+
+
+def _expressions(plan: Plan) -> Iterator[tuple[str, IntExpr]]:
+    for port in (*plan.inputs, *plan.outputs):
+        yield from ((port.name, IntExpr.of(size)) for size in port.shape)
+    for i, buffer in enumerate(plan.buffers):
+        yield f"buffer {i}", buffer.num_bytes
+    for i, launch in enumerate(plan.launches):
+        name = launch_name(plan, i)
+        for arg in launch.args:
+            yield name, arg.byte_offset
+            yield name, arg.num_bytes
+        yield from ((name, scalar) for scalar in launch.scalars)
+        yield name, launch.num_tasks
+        yield name, launch.scratch_bytes
+        if launch.num_tasks.upper() > MAX_TASKS:
+            raise PlanRangeError(name, f"{launch.num_tasks} tasks; at most {MAX_TASKS}")
+        if launch.scratch_bytes.upper() > MAX_SCRATCH_BYTES:
+            raise PlanRangeError(name, f"{launch.scratch_bytes} bytes of scratch")
+
+
+def _check_expression(where: str, expr: IntExpr) -> None:
+    for atom in expr.atoms():
+        if isinstance(atom, Apply):
+            _check_expression(where, atom.lhs)
+            _check_expression(where, atom.rhs)
+            if atom.op in ("floordiv", "mod") and atom.rhs.lower() < 1:
+                raise PlanRangeError(where, f"{expr} may divide by zero or a negative number")
+    if max(abs(bound) for bound in expr.range()) >= 1 << 63:
+        raise PlanRangeError(where, f"{expr} may exceed 64 bits")
 
 
 def _check_dims(plan: Plan) -> None:

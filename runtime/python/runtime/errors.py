@@ -118,7 +118,7 @@ class LibraryMissing(SvdqcError):
             "runtime",
             "libsvdq.so",
             f"not found in {', '.join(searched)}",
-            "reinstall svdqc, or in a source tree run: cmake -S runtime -B build/runtime && cmake --build build/runtime",
+            "reinstall svdqc, or in a source tree run `make setup`",
         )
 
 

@@ -66,16 +66,16 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 
 
 def library_path() -> Path:
-    """Beside this package when installed, else in the source tree's build folder."""
+    """Beside this package when installed; in a source tree also build/runtime, whichever was built last."""
     name = "libsvdq.dylib" if sys.platform == "darwin" else "libsvdq.so"
     here = Path(__file__).resolve().parent  # <tree>/runtime/python/runtime
     candidates = [here / name]
     if len(here.parents) > 2:
         candidates.append(here.parents[2] / "build" / "runtime" / name)
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise LibraryMissing([str(candidate.parent) for candidate in candidates])
+    found = [candidate for candidate in candidates if candidate.is_file()]
+    if not found:
+        raise LibraryMissing([str(candidate.parent) for candidate in candidates])
+    return max(found, key=lambda candidate: candidate.stat().st_mtime)
 
 
 @cache
