@@ -1,7 +1,7 @@
 """Rounding a weight to 4 bits with error feedback (GPTQ, in the form of LDLQ).
 
-Minimise tr((W - Q) H (W - Q).T) over codes Q. Factor H = (F + I) D (F + I).T, F strictly upper triangular, and go through
-the columns in order, each aimed at its own value plus what the columns before it still owe:
+Minimise tr((W - Q) H (W - Q).T) over codes Q. Factor H = (F + I) D (F + I).T, F strictly upper triangular, and go
+through the columns in order, each aimed at its own value plus what the columns before it still owe:
 
     aim_k = w_k + sum_{j<k} (w_j - q_j) F[j, k]         q_k = round(aim_k)         loss = sum_k D_k (aim_k - q_k)^2
 
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from svdqc.compiler.quantize.codecs import Codec, choose_scales
 from svdqc.compiler.quantize.errors import NonFiniteSamples
-from svdqc.compiler.quantize.ranges import code_limits, encode, reciprocal
-from svdqc.compiler.quantize.weight_scales import choose_scales
+from svdqc.compiler.quantize.ranges import reciprocal
 
 _DAMPING = 1e-4
 _LARGEST_DAMPING = 1.0
@@ -58,23 +58,28 @@ def factor(hessian: Tensor, group_size: int) -> FeedbackFactor:
             break
         damping *= 10.0
         if damping > _LARGEST_DAMPING:
-            raise NonFiniteSamples("gptq", "hessian", "no positive definite form", "check the samples for NaN or infinity")
+            raise NonFiniteSamples(
+                "gptq",
+                "hessian",
+                "no positive definite form",
+                "check the samples for NaN or infinity",
+            )
     upper = lower.flip(0, 1)
     root = upper.diagonal()
     return FeedbackFactor(order, upper / root.unsqueeze(0), root.square())
 
 
 def quantize_with_feedback(
-    target: Tensor, factored: FeedbackFactor, group_size: int, range_name: str, clip: bool
+    target: Tensor, factored: FeedbackFactor, codec: Codec, clip: bool
 ) -> tuple[Tensor, Tensor]:
-    """Codes and scales for target under the factored hessian.
+    """Codes and scales for target under the factored hessian, whose groups must be the codec's.
 
     target  [out_features, in_features]  f32
-    ->  w_codes  [out_features, in_features]  int8
-        w_scale  [out_features, in_features / group_size]  f32, bf16 values
+    ->  w_codes  [out_features, in_features]  codec.code_dtype
+        w_scale  [out_features, in_features / group_size]  f32, storable values
     """
     out_features, in_features = target.shape
-    limits = code_limits(range_name)
+    group_size = codec.group_size
     aimed = target.T[factored.order].contiguous()  # [in_features, out_features]
     error = torch.zeros_like(aimed)
     codes = torch.zeros_like(aimed)
@@ -83,8 +88,8 @@ def quantize_with_feedback(
         stop = start + group_size
         block = aimed[start:stop].clone()
         if start:
-            block += factored.feedback[:start, start:stop].T @ error[:start]
-        scale = choose_scales(block.T, range_name, clip, factored.energy[start:stop])
+            block.addmm_(factored.feedback[:start, start:stop].T, error[:start])
+        scale = choose_scales(block.T, codec, clip, factored.energy[start:stop])
         w_scale[:, int(factored.order[start]) // group_size] = scale
         inverse = reciprocal(scale)
         within = factored.feedback[start:stop, start:stop]
@@ -93,21 +98,20 @@ def quantize_with_feedback(
             value = block[k]
             if k:
                 value = torch.addmv(value, owed[:k].T, within[:k, k])
-            codes[start + k] = (value * inverse).round_().clamp_(*limits)
+            codes[start + k] = codec.round_codes(value * inverse)
             owed[k] = aimed[start + k] - codes[start + k] * scale
         error[start:stop] = owed
-    w_codes = torch.empty(out_features, in_features, dtype=torch.int8)
-    w_codes[:, factored.order] = codes.T.to(torch.int8)
+    w_codes = torch.empty(out_features, in_features, dtype=codec.code_dtype)
+    w_codes[:, factored.order] = codes.T.to(codec.code_dtype)
     return w_codes, w_scale
 
 
 def round_to_nearest(
-    target: Tensor, group_size: int, range_name: str, clip: bool, energy: Tensor | None = None
+    target: Tensor, codec: Codec, clip: bool, energy: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Codes and scales without feedback; `energy` [in_features] weighs the columns in the choice of scales."""
-    out_features, in_features = target.shape
-    grouped = target.reshape(out_features, -1, group_size)
-    weights = None if energy is None else energy.reshape(-1, group_size)
-    w_scale = choose_scales(grouped, range_name, clip, weights)
-    codes = encode(grouped, w_scale, code_limits(range_name))
-    return codes.to(torch.int8).reshape(out_features, in_features), w_scale
+    grouped = target.reshape(target.shape[0], -1, codec.group_size)
+    weights = None if energy is None else energy.reshape(-1, codec.group_size)
+    w_scale = choose_scales(grouped, codec, clip, weights)
+    codes = codec.encode(grouped, w_scale)
+    return codes.to(codec.code_dtype).reshape(target.shape), w_scale

@@ -2,9 +2,9 @@
 
     rotated = blocks(x) @ H64 / 8          H64 the Sylvester matrix, symmetric, H64 @ H64 = 64 I
 
-It spreads an outlier over its block, so that a group's largest magnitude comes nearer to its RMS. Rotating activations
-and weights alike leaves x @ w.T unchanged. The definition is the butterfly below, in f32 and in this order of stages, so
-that a kernel which does the same adds gets the same bits.
+It spreads an outlier over its block, so that a group's largest magnitude comes nearer to its RMS. Rotating
+activations and weights alike leaves x @ w.T unchanged. The definition is the butterfly below, in f32 and in this
+order of stages, so that a kernel which does the same adds gets the same bits.
 """
 
 from __future__ import annotations

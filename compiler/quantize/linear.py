@@ -3,18 +3,20 @@
     y = x @ weight.T  ~=  x_hat @ lora_down.T @ lora_up.T + Q(rotate?(x_hat)) @ (w_codes * w_scale).T + bias_delta
     x_hat = (x + shift) * inv_smooth
 
-Linears that read the same input are stacked along out_features by the caller, so they share smoothing, activation codes and
-down-projection.
+Linears that read the same input are stacked along out_features by the caller, so they share smoothing, activation
+codes and down-projection.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from svdqc.compiler.quantize.codecs import decode_activation, encode_activation
 from svdqc.compiler.quantize.errors import (
     IndivisibleGroup,
     MalformedWeight,
@@ -22,13 +24,14 @@ from svdqc.compiler.quantize.errors import (
     NonFiniteWeight,
     SamplesDoNotFit,
 )
-from svdqc.compiler.quantize.hadamard import can_rotate, rotate
+from svdqc.compiler.quantize.formats import NVFP4_GROUP, nvfp4_tensor_scale
+from svdqc.compiler.quantize.hadamard import can_rotate, rotate_offline
 from svdqc.compiler.quantize.problem import Problem, Smoothed, smoothed
-from svdqc.compiler.quantize.ranges import ActivationFormat, fake_quantize
+from svdqc.compiler.quantize.ranges import ActivationFormat
 from svdqc.compiler.quantize.recipe import Recipe
 from svdqc.compiler.quantize.reference import linear_s4, quantize_activation
 from svdqc.compiler.quantize.smoothing import balanced, channel_rms
-from svdqc.compiler.quantize.solve import Solution, draft, solve
+from svdqc.compiler.quantize.solve import Solution, draft, solve, weight_error
 
 Progress = Callable[[str], None]
 
@@ -38,6 +41,8 @@ FEWEST_TOKENS = 128
 _MEAN_SHARE = 0.02
 _JUDGE_TOKENS = 512
 _SMOOTHING_ROUNDS = 4
+_UNSAMPLED_ABSMAX = 64.0
+_NVFP4_HEADROOM = 4.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,10 @@ class QuantizedLinear:
     w_codes     [out_features, in_features]                 int8
     w_scale     [out_features, in_features / group_size]    bf16
     bias_delta  [out_features] f32, to be added to the bias; None is zero
-    metrics     relative output errors on held-out tokens (or of the weight, without samples), stage by stage
+    metrics     weight_error: relative, of the weight with its branch; with samples also relative output errors on
+    held-out
+                tokens: error_unsmoothed (branch only, quick draft), error_smoothed (quick draft), error (final),
+                sqnr_db
     notes       what was left out and why, in sentences
     """
 
@@ -106,41 +114,43 @@ def quantize_linear(
     if isinstance(recipe.rank, int) and rank < recipe.rank:
         notes.append(f"rank {recipe.rank} is above the layer's size; {rank} used")
     fit, judge = _split_samples(samples, in_features, name)
-    with_gram = recipe.gptq and fit is not None
+    with_gram = recipe.gptq and fit is not None and recipe.precision not in ("int8", "fp8")
     if with_gram and fit is not None and fit.shape[0] < FEWEST_TOKENS:
-        notes.append(f"{fit.shape[0]} tokens are too few for error feedback (needs {FEWEST_TOKENS}); rounded to nearest")
+        notes.append(
+            f"{fit.shape[0]} tokens are too few for error feedback (needs {FEWEST_TOKENS}); rounded to nearest"
+        )
         with_gram = False
     report = progress or (lambda stage: None)
 
     report("smoothing")
-    found = None
-    for activation in _activation_formats(recipe, in_features, nonnegative_after_shift):
+    found: _Search | None = None
+    for activation in _activation_formats(recipe, in_features, nonnegative_after_shift, fit):
         candidate = _search(weight, fit, judge, activation, rank, recipe)
-        if found is None or candidate[1].error < found[1].error:
+        if found is None or candidate.drafted < found.drafted:
             found = candidate
     assert found is not None
-    case, drafted = found
 
     report("rounding")
+    case = found.case
     if with_gram:
         case = replace(case, problem=case.problem.with_gram())
     solution = solve(case, rank, recipe)
-    return _finish(case, drafted, solution, notes)
+    return _finish(case, found, solution, notes)
 
 
-def _finish(case: Smoothed, drafted: Solution, solution: Solution, notes: list[str]) -> QuantizedLinear:
+@dataclass(frozen=True)
+class _Search:
+    """The best smoothing of one activation format, with the errors of quick drafts without and with it."""
+
+    case: Smoothed
+    unsmoothed: float
+    drafted: float
+
+
+def _finish(
+    case: Smoothed, found: _Search, solution: Solution, notes: list[str]
+) -> QuantizedLinear:
     problem, activation = case.problem, case.activation
-    bias_delta = None
-    residual = solution.residual()
-    if problem.fit is not None and problem.centered:
-        assert problem.mean is not None
-        coded_mean = _coded_mean(case)
-        missing = problem.weight * case.smooth - solution.low_rank.dense()
-        bias_delta = (problem.mean / case.smooth) @ missing.T - coded_mean @ residual.T
-    if activation.shift != 0.0:
-        folded = -activation.shift * problem.weight.sum(1)
-        bias_delta = folded if bias_delta is None else bias_delta + folded
-    metrics = {"error_draft": drafted.error, "error": solution.error}
     result = QuantizedLinear(
         1.0 / case.smooth,
         solution.low_rank.lora_down.to(torch.bfloat16),
@@ -148,45 +158,72 @@ def _finish(case: Smoothed, drafted: Solution, solution: Solution, notes: list[s
         solution.w_codes,
         solution.w_scale.to(torch.bfloat16),
         activation,
-        bias_delta,
-        metrics,
+        _bias_delta(case, solution),
+        {"weight_error": weight_error(case, solution)},
         tuple(notes),
     )
-    if problem.judge is not None:
-        x = problem.judge - activation.shift
-        y = x @ problem.weight.T
-        metrics["error"] = float((result(x) - y).norm() / y.norm().clamp_min(1e-30))
+    if problem.judge is not None and problem.judge_output is not None:
+        shifted = activation.shift * problem.weight.sum(1)
+        wanted = problem.judge_output - shifted
+        error = float(
+            (result(problem.judge - activation.shift) - wanted).norm()
+            / wanted.norm().clamp_min(1e-30)
+        )
+        result.metrics.update(
+            error_unsmoothed=found.unsmoothed,
+            error_smoothed=found.drafted,
+            error=error,
+            sqnr_db=-20.0 * math.log10(max(error, 1e-30)),
+        )
     return result
+
+
+def _bias_delta(case: Smoothed, solution: Solution) -> Tensor | None:
+    """What takes the shift back, and the mean output error where the input has a mean worth it."""
+    problem, shift = case.problem, case.activation.shift
+    bias_delta = None if shift == 0.0 else -shift * problem.weight.sum(1)
+    if problem.mean is not None:
+        missing = problem.weight * case.smooth - solution.low_rank.dense()
+        mean_error = (problem.mean / case.smooth) @ missing.T - _coded_mean(
+            case
+        ) @ solution.residual().T
+        bias_delta = mean_error if bias_delta is None else bias_delta + mean_error
+    return bias_delta
 
 
 def _coded_mean(case: Smoothed) -> Tensor:
     """Mean of the coded input over the fitted tokens [in_features]."""
     assert case.problem.fit is not None
     x_rot = case.problem.fit / case.smooth
-    x_rot = rotate(x_rot) if case.activation.rotate else x_rot
-    return fake_quantize(x_rot, case.activation.group_size, case.activation.range).mean(0)
+    x_rot = rotate_offline(x_rot) if case.activation.rotate else x_rot
+    return decode_activation(*encode_activation(x_rot, case.activation)).mean(0)
 
 
 def _search(
-    weight: Tensor, fit: Tensor | None, judge: Tensor | None, activation: ActivationFormat, rank: int, recipe: Recipe
-) -> tuple[Smoothed, Solution]:
-    """The best smoothing for one activation format, by drafts."""
+    weight: Tensor,
+    fit: Tensor | None,
+    judge: Tensor | None,
+    activation: ActivationFormat,
+    rank: int,
+    recipe: Recipe,
+) -> _Search:
+    """Iterate the smoothing formula; each round is judged by a draft with the low-rank branch inside."""
     problem = _problem(weight, fit, judge, activation, recipe)
-    unsmoothed = smoothed(problem, torch.ones(weight.shape[1]), activation)
-    best = (unsmoothed, draft(unsmoothed, rank, recipe))
+    best = smoothed(problem, torch.ones(weight.shape[1]), activation)
+    least = unsmoothed = draft(best, rank, recipe).error
     if not recipe.smoothing or problem.fit is None:
-        return best
+        return _Search(best, unsmoothed, least)
     activation_rms, weight_rms = channel_rms(problem.fit), channel_rms(weight)
     for round_number in range(_SMOOTHING_ROUNDS):
         case = smoothed(problem, balanced(activation_rms, weight_rms), activation)
         drafted = draft(case, rank, recipe)
-        if drafted.error < best[1].error:
-            best = (case, drafted)
+        if drafted.error < least:
+            best, least = case, drafted.error
         elif round_number > 0:
             break
         branch = drafted.low_rank.dense() / case.smooth
         weight_rms = channel_rms(weight - branch)
-    return best
+    return _Search(best, unsmoothed, least)
 
 
 def _problem(
@@ -205,20 +242,38 @@ def _problem(
     return Problem.of(weight, fit, judge, centered)
 
 
-def _activation_formats(recipe: Recipe, in_features: int, shift: float | None) -> list[ActivationFormat]:
-    """The formats to try, the plainest first."""
-    size = recipe.group_size
-    ranges = ["signed8"] if recipe.activation_range == "auto" else [recipe.activation_range]
-    plain = [ActivationFormat(4, size, name, False, 0.0) for name in ranges]
-    if shift is not None and recipe.activation_range == "auto":
-        plain.append(ActivationFormat(4, size, "unsigned", False, shift))
-    rotated = [replace(f, rotate=True) for f in plain if f.range != "unsigned" and can_rotate(in_features)]
+def _activation_formats(
+    recipe: Recipe, in_features: int, shift: float | None, fit: Tensor | None
+) -> list[ActivationFormat]:
+    """The formats to try, the likeliest first.
+
+    Without samples nothing says where outliers are, and the rotation is what is good against all of them.
+    """
+    if recipe.precision == "fp8":
+        return [ActivationFormat(8, in_features, "absmax", encoding="e4m3")]
+    if recipe.precision == "int8":
+        return [ActivationFormat(8, in_features, "symmetric")]
+    if recipe.precision == "nvfp4":
+        largest = _UNSAMPLED_ABSMAX if fit is None else float(fit.abs().max())
+        scale = nvfp4_tensor_scale(largest * _NVFP4_HEADROOM)
+        name = "best_of_three" if recipe.activation_range == "auto" else recipe.activation_range
+        plain = [ActivationFormat(4, NVFP4_GROUP, name, encoding="e2m1", tensor_scale=scale)]
+    else:
+        name = "signed8" if recipe.activation_range == "auto" else recipe.activation_range
+        plain = [ActivationFormat(4, recipe.group_size, name)]
+        if shift is not None and recipe.activation_range == "auto":
+            plain.append(ActivationFormat(4, recipe.group_size, "unsigned", shift=shift))
+    rotated = [
+        replace(f, rotate=True) for f in plain if f.range != "unsigned" and can_rotate(in_features)
+    ]
     if recipe.rotate == "auto":
-        return plain + rotated
+        return rotated + plain if fit is not None or not rotated else rotated
     return rotated or plain if recipe.rotate else plain
 
 
-def _split_samples(samples: LinearSamples | None, in_features: int, name: str) -> tuple[Tensor | None, Tensor | None]:
+def _split_samples(
+    samples: LinearSamples | None, in_features: int, name: str
+) -> tuple[Tensor | None, Tensor | None]:
     """(fit, judge), f32, checked; judging tokens are at most 512, evenly spaced."""
     if samples is None:
         return None, None
@@ -234,7 +289,10 @@ def _split_samples(samples: LinearSamples | None, in_features: int, name: str) -
             )
         if not torch.isfinite(part).all():
             raise NonFiniteSamples(
-                "quantize_linear", name, "found NaN or infinity in the samples", "check the inputs used for calibration"
+                "quantize_linear",
+                name,
+                "found NaN or infinity in the samples",
+                "check the inputs used for calibration",
             )
     fit = samples.fit.to(torch.float32)
     if fit.shape[0] == 0:
@@ -268,6 +326,9 @@ def _checked_weight(weight: Tensor, recipe: Recipe, name: str) -> Tensor:
     weight = weight.detach().to(torch.float32)
     if not torch.isfinite(weight).all():
         raise NonFiniteWeight(
-            "quantize_linear", name, "found NaN or infinity in the weight", f"mend the checkpoint, or use --keep {name!r}"
+            "quantize_linear",
+            name,
+            "found NaN or infinity in the weight",
+            f"mend the checkpoint, or use --keep {name!r}",
         )
     return weight

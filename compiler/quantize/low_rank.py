@@ -1,6 +1,7 @@
 """The 16-bit low-rank branch: which rank-r part of a weight to keep out of the 4-bit codes.
 
-For any metric M (positive semi-definite, [in_features, in_features]) the best rank-r approximation of B is a projection:
+For any metric M (positive semi-definite, [in_features, in_features]) the best rank-r approximation of B is a
+projection:
 
     argmin_L tr((B - L) M (B - L).T)  =  U U.T B,       U = the r leading eigenvectors of B M B.T
 
@@ -50,7 +51,9 @@ def diagonal_metric(energy: Tensor) -> Metric:
     return lambda v: energy.unsqueeze(1) * v
 
 
-def leading_subspace(b: Tensor, metric: Metric, rank: int, seed: int, iterations: int = 4) -> Tensor:
+def leading_subspace(
+    b: Tensor, metric: Metric, rank: int, seed: int, iterations: int = 4
+) -> Tensor:
     """U [out_features, rank]: the leading eigenvectors of b @ M @ b.T, by subspace iteration from a seeded start."""
     out_features, in_features = b.shape
     if rank == 0:
@@ -63,14 +66,16 @@ def leading_subspace(b: Tensor, metric: Metric, rank: int, seed: int, iterations
     projected = basis.T @ b  # [width, in_features]
     inner = projected @ metric(projected.T)
     _, vectors = torch.linalg.eigh((inner + inner.T) * 0.5)
-    return basis @ vectors.flip(1)[:, :rank]
+    subspace: Tensor = basis @ vectors.flip(1)[:, :rank]
+    return subspace
 
 
 def branch_of(basis: Tensor, b: Tensor, rotated: bool) -> LowRank:
-    """The part of b in the span of `basis` [out_features, rank], orthonormal, in bf16; lora_down reads unrotated input.
+    """The part of b in the span of `basis` [out_features, rank], orthonormal, in bf16; lora_down reads unrotated
+    input.
 
-    lora_up is rounded first; lora_down then solves the least squares for the rounded lora_up, and is rounded last. What
-    rounding loses stays in b - L, for the residual to carry.
+    lora_up is rounded first; lora_down then solves the least squares for the rounded lora_up, and is rounded last.
+    What rounding loses stays in b - L, for the residual to carry.
 
     b  [out_features, in_features]  f32, rotated where `rotated`
     """

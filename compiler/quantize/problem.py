@@ -1,7 +1,7 @@
 """The layer being quantized, in the shape that the search and the solver share.
 
-`smoothed` applies one choice of smoothing and activation format and measures what follows from it: the covariance of the
-rotated input, and the noise that coding it adds. Everything there lives in the rotated space:
+`smoothed` applies one choice of smoothing and activation format and measures what follows from it: the covariance
+of the rotated input, and the noise that coding it adds. Everything there lives in the rotated space:
 
     x_rot = rotate?(x_hat)     w_rot = rotate?(w_hat)      x_rot @ w_rot.T = x_hat @ w_hat.T
 
@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from svdqc.compiler.quantize.codecs import decode_activation, encode_activation
 from svdqc.compiler.quantize.hadamard import rotate_gram, rotate_offline
-from svdqc.compiler.quantize.ranges import ActivationFormat, fake_quantize
+from svdqc.compiler.quantize.ranges import ActivationFormat
 
 WEIGHT_NOISE = 0.0085
 """Power of the rounding error of 4-bit codes over the power of a group of 64 near-Gaussian values."""
@@ -29,8 +30,9 @@ _LEAST_SHRINKAGE, _MOST_SHRINKAGE = 0.02, 0.4
 class Problem:
     """weight [out_features, in_features]; fit, judge [tokens, in_features] or None without samples; all f32.
 
-    fit and judge hold x + shift. Choices are accepted on `judge`; judge_output [tokens, out_features] is the layer's output for
-    it, without bias. `gram` is the second moment [in_features, in_features] of `fit`, about its mean where `centered`.
+    fit and judge hold x + shift. Choices are accepted on `judge`; judge_output [tokens, out_features] is the
+    layer's output for it, without bias. `gram` is the second moment [in_features, in_features] of `fit`, about its
+    mean where `centered`.
     """
 
     weight: Tensor
@@ -44,7 +46,9 @@ class Problem:
     @staticmethod
     def of(weight: Tensor, fit: Tensor, judge: Tensor, centered: bool) -> Problem:
         """Without the Gram matrix, which only `with_gram` needs."""
-        return Problem(weight, fit, judge, judge @ weight.T, centered, fit.mean(0) if centered else None)
+        return Problem(
+            weight, fit, judge, judge @ weight.T, centered, fit.mean(0) if centered else None
+        )
 
     def with_gram(self) -> Problem:
         assert self.fit is not None
@@ -76,12 +80,15 @@ class Smoothed:
 
     def covariance(self) -> Tensor:
         """[in_features, in_features] of the rotated input, shrunk to its diagonal as far as few tokens ask for."""
-        assert self.problem.gram is not None and self.problem.fit is not None
+        assert self.problem.gram is not None
+        assert self.problem.fit is not None
         inv_smooth = 1.0 / self.smooth
         gram = self.problem.gram * torch.outer(inv_smooth, inv_smooth)
         gram = rotate_gram(gram) if self.activation.rotate else gram
         gram = (gram + gram.T) * 0.5
-        return torch.lerp(gram, torch.diag(gram.diagonal()), shrinkage(gram, self.problem.fit.shape[0]))
+        return torch.lerp(
+            gram, torch.diag(gram.diagonal()), shrinkage(gram, self.problem.fit.shape[0])
+        )
 
 
 def smoothed(problem: Problem, smooth: Tensor, activation: ActivationFormat) -> Smoothed:
@@ -97,9 +104,9 @@ def smoothed(problem: Problem, smooth: Tensor, activation: ActivationFormat) -> 
     judge_rot = judge_hat
     if activation.rotate:
         fit_rot, judge_rot = rotate_offline(fit_rot), rotate_offline(judge_hat)
-    miss = fake_quantize(fit_rot, activation.group_size, activation.range) - fit_rot
+    miss = decode_activation(*encode_activation(fit_rot, activation)) - fit_rot
     noise, power = miss.square_().mean(0), fit_rot.square_().mean(0)
-    judge_coded = fake_quantize(judge_rot, activation.group_size, activation.range)
+    judge_coded = decode_activation(*encode_activation(judge_rot, activation))
     return Smoothed(problem, smooth, activation, w_rot, judge_hat, judge_coded, noise, power)
 
 
@@ -111,8 +118,9 @@ def group_mean(values: Tensor, group_size: int) -> Tensor:
 def shrinkage(gram: Tensor, tokens: int) -> float:
     """The share of its diagonal to mix into a sample covariance.
 
-    Half of the oracle-approximating shrinkage (Chen, Wiesel, Eldar, Hero 2010) of the correlation matrix: tokens of a sequence
-    are no worse than independent ones here, and directions matter more than the Frobenius norm that the formula minimises.
+    Half of the oracle-approximating shrinkage (Chen, Wiesel, Eldar, Hero 2010) of the correlation matrix: tokens of
+    a sequence are no worse than independent ones here, and directions matter more than the Frobenius norm that the
+    formula minimises.
     """
     size = gram.shape[0]
     root = gram.diagonal().clamp_min(1e-30).sqrt()

@@ -18,14 +18,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RANGES = ("symmetric", "signed8", "unsigned")
+RANGES = {
+    "int": ("symmetric", "signed8", "unsigned"),
+    "e2m1": ("six", "four_over_six", "best_of_three"),
+    "e4m3": ("absmax",),
+}
+"""Per encoding: "int" ranges are those above; "e2m1" is NVFP4, see formats.E2M1_RANGES; "e4m3" is FP8, absmax /
+448."""
 
 
 @dataclass(frozen=True)
 class ActivationFormat:
     """How the activations of one linear are quantized, per token and group.
 
-    x_hat = (x + shift) * inv_smooth, rotated in blocks of 64 channels where `rotate`, then coded by `range`.
+    x_hat = (x + shift) * inv_smooth, rotated in blocks of 64 channels where `rotate`, then coded by `encoding` and `range`.
+    The scales of "e2m1" are E4M3 values times `tensor_scale`.
     """
 
     bits: int = 4
@@ -33,15 +40,29 @@ class ActivationFormat:
     range: str = "signed8"
     rotate: bool = False
     shift: float = 0.0
+    encoding: str = "int"
+    tensor_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        assert self.range in RANGES, self.range
-        assert self.bits in (4, 8) and (self.bits == 4 or self.range == "symmetric")
+        assert self.range in RANGES[self.encoding], (self.encoding, self.range)
+        if self.encoding == "int":
+            assert self.bits == 4 or (self.bits, self.range) == (8, "symmetric"), self
+        elif self.encoding == "e2m1":
+            assert (self.bits, self.group_size) == (4, 16), self
+        else:
+            assert self.bits == 8, self
         assert self.range != "unsigned" or not self.rotate, "a rotation makes codes negative"
 
     @property
+    def code_dtype(self) -> torch.dtype:
+        """int8 (e2m1 codes are doubled integers), or the E4M3 values themselves."""
+        return torch.float8_e4m3fn if self.encoding == "e4m3" else torch.int8
+
+    @property
     def code_limits(self) -> tuple[int, int]:
-        return code_limits(self.range, self.bits)
+        """The smallest and largest code of an integer encoding."""
+        assert self.encoding != "e4m3"
+        return (-12, 12) if self.encoding == "e2m1" else code_limits(self.range, self.bits)
 
 
 def code_limits(range_name: str, bits: int = 4) -> tuple[int, int]:
@@ -90,10 +111,3 @@ def encode(x_grouped: Tensor, scale: Tensor, limits: tuple[int, int]) -> Tensor:
 def to_bf16_values(x: Tensor) -> Tensor:
     """x rounded to bfloat16, held in f32."""
     return x.to(torch.bfloat16).to(torch.float32)
-
-
-def fake_quantize(x: Tensor, group_size: int, range_name: str, bits: int = 4) -> Tensor:
-    """x [..., in_features] as its codes stand for it: quantized and dequantized, dynamic scales in f32."""
-    grouped = x.reshape(*x.shape[:-1], -1, group_size)
-    scale = group_scales(grouped, range_name, bits)
-    return encode(grouped, scale, code_limits(range_name, bits)).mul_(scale.unsqueeze(-1)).reshape(x.shape)

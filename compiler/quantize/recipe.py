@@ -14,7 +14,10 @@ from svdqc.compiler.quantize.errors import InvalidRecipe
 Precision = Literal["int4", "int8", "nvfp4", "fp8", "none", "auto"]
 
 PRECISIONS = ("int4", "int8", "nvfp4", "fp8", "none", "auto")
-ACTIVATION_RANGES = ("auto", "symmetric", "signed8")
+ACTIVATION_RANGES = {
+    "int4": ("auto", "symmetric", "signed8"),
+    "nvfp4": ("auto", "six", "four_over_six", "best_of_three"),
+}
 WEIGHT_RANGES = ("symmetric", "signed8")
 GROUP_SIZES = (16, 32, 64, 128)
 
@@ -30,7 +33,10 @@ class Recipe:
     smoothing          search a per-channel scale that moves outliers from activations to weights
     gptq               error feedback while rounding weights (needs samples)
     rotate             block-Hadamard rotation of activations; "auto" keeps it where held-out error falls
-    activation_range   "signed8" maps the largest magnitude to code -8, "symmetric" to +-7; "auto" decides as `rotate`
+    activation_range   int4: "signed8" maps the largest magnitude to code -8, "symmetric" to +-7; "auto" is
+    "signed8", or
+                       unsigned codes after GELU-like functions where they win.
+                       nvfp4: "six", "four_over_six" or "best_of_three" (formats.E2M1_RANGES); "auto" is the last
     weight_range       the same for weights
     clip               search a weight range smaller than the largest magnitude
     shrink             aim the 4-bit weight at the activations as quantized (a Wiener filter), not as they were
@@ -58,7 +64,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require_choice("precision", self.precision, PRECISIONS)
-        _require_choice("activation_range", self.activation_range, ACTIVATION_RANGES)
+        ranges = ACTIVATION_RANGES.get(self.precision, ("auto",))
+        _require_choice("activation_range", self.activation_range, ranges)
         _require_choice("weight_range", self.weight_range, WEIGHT_RANGES)
         if self.group_size not in GROUP_SIZES:
             sizes = ", ".join(map(str, GROUP_SIZES))
@@ -77,7 +84,9 @@ class Recipe:
         for field in ("keep", "quantize"):
             patterns = getattr(self, field)
             if not isinstance(patterns, tuple) or not all(isinstance(p, str) for p in patterns):
-                raise _invalid(field, patterns, "use a tuple of name patterns, such as ('*.proj_out',)")
+                raise _invalid(
+                    field, patterns, "use a tuple of name patterns, such as ('*.proj_out',)"
+                )
 
     def rank_for(self, out_features: int, in_features: int) -> int:
         """The rank of one layer: never above its size; "auto" without a budget is 32."""

@@ -6,7 +6,8 @@
     y[m, n] = sum_g x_scale[m, g] * w_scale[n, g] * (sum_{k in g} codes[m, k] * w_codes[n, k])
               + sum_r low[m, r] * lora_up[n, r] + bias[n]
 
-Inner sums are exact integers; groups are added in rising order in f32.
+Codes are integers and inner sums exact (fp8: values of E4M3, summed in f64, exact to 2^-53); groups are added in
+rising order in f32.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from svdqc.compiler.quantize.codecs import encode_activation
 from svdqc.compiler.quantize.hadamard import rotate
-from svdqc.compiler.quantize.ranges import ActivationFormat, encode, group_scales
+from svdqc.compiler.quantize.ranges import ActivationFormat
 
 
 def smooth_activation(x: Tensor, inv_smooth: Tensor, activation: ActivationFormat) -> Tensor:
@@ -48,10 +50,8 @@ def quantize_activation(
         assert lora_down.shape[1] == in_features
         low = x_hat @ lora_down.to(torch.float32).T
     coded = rotate(x_hat) if activation.rotate else x_hat
-    grouped = coded.reshape(*coded.shape[:-1], -1, activation.group_size)
-    scale = group_scales(grouped, activation.range, activation.bits)
-    codes = encode(grouped, scale, activation.code_limits)
-    return codes.to(torch.int8).reshape(x.shape), scale, low
+    codes, scale = encode_activation(coded, activation)
+    return codes.to(activation.code_dtype).reshape(x.shape), scale, low
 
 
 def linear_s4(
@@ -100,5 +100,7 @@ def _sum_bound(codes: Tensor, w_codes: Tensor, group_size: int) -> int:
     """The largest magnitude that a sum over one group can reach."""
     if codes.numel() == 0 or w_codes.numel() == 0:
         return 0
+    if codes.dtype.is_floating_point:  # E4M3: not integers, summed in doubles
+        return 1 << 53
     largest = [int(c.to(torch.int16).abs().max()) for c in (codes, w_codes)]
     return group_size * largest[0] * largest[1]

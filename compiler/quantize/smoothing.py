@@ -2,14 +2,14 @@
 
     x_hat = x / smooth        w_hat = w * smooth        x_hat @ w_hat.T = x @ w.T
 
-What is coded in 4 bits is the activation and the residual of the weight, R = W - L. With scales that follow the RMS of a
-group, both rounding errors are proportional to
+What is coded in 4 bits is the activation and the residual of the weight, R = W - L. With scales that follow the RMS
+of a group, both rounding errors are proportional to
 
     sum_g (sum_{k in g} x_k^2 / smooth_k^2) (sum_{k in g} r_k^2 smooth_k^2)
 
-x_k and r_k the RMS of channel k of the activation and of the unsmoothed residual. Cauchy-Schwarz gives the minimum in
-closed form: smooth_k = sqrt(x_k / r_k). The low-rank branch depends on the smoothing and r on the branch, so the formula is
-iterated from r = w; it settles in two or three rounds. No exponents are searched.
+x_k and r_k the RMS of channel k of the activation and of the unsmoothed residual. Cauchy-Schwarz gives the minimum
+in closed form: smooth_k = sqrt(x_k / r_k). The low-rank branch depends on the smoothing and r on the branch, so the
+formula is iterated from r = w; it settles in two or three rounds. No exponents are searched.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """The low-rank branch and the 4-bit residual of one layer, for a given smoothing and activation format.
 
-With x the rotated input, e the error of coding it (taken as uncorrelated with x), C and N their covariances, a branch L
-and a coded weight Q miss the output x W.T by x (W - L - Q).T - e Q.T, so their expected squared error is
+With x the rotated input, e the error of coding it (taken as uncorrelated with x), C and N their covariances, a
+branch L and a coded weight Q miss the output x W.T by x (W - L - Q).T - e Q.T, so their expected squared error is
 
     J(L, Q) = tr((W - L - Q) C (W - L - Q).T) + tr(Q N Q.T)
 
-- Q given L: complete the square. Q should be near T = (W - L) C (C + N)^-1, a Wiener filter that takes back the directions
-  in which the input is quieter than its coding noise, and its own rounding is weighed by H = C + N: GPTQ on T under H.
-- L first: what remains after the best Q is tr((W - L) M (W - L).T), M = N (C + N)^-1 C, plus the rounding of Q, which follows the
-  size of W - L: a diagonal. Their sum is the metric of the first low-rank split.
+- Q given L: complete the square. Q should be near T = (W - L) C (C + N)^-1, a Wiener filter that takes back the
+  directions in which the input is quieter than its coding noise, and its own rounding is weighed by H = C + N: GPTQ
+  on T under H.
+- L first: what remains after the best Q is tr((W - L) M (W - L).T), M = N (C + N)^-1 C, plus the rounding of Q,
+  which follows the size of W - L: a diagonal. Their sum is the metric of the first low-rank split.
 - L given Q: the low-rank part of W - Q nearest to it under C (QERA, arXiv 2410.06040).
 - Q given L and the last Q: coordinate descent on codes and scales under H.
 
@@ -22,13 +23,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdqc.compiler.quantize.gptq import FeedbackFactor, factor, quantize_with_feedback, round_to_nearest
+from svdqc.compiler.quantize.codecs import Codec, Fp8Codec, IntegerCodec, Nvfp4Codec
+from svdqc.compiler.quantize.gptq import (
+    FeedbackFactor,
+    factor,
+    quantize_with_feedback,
+    round_to_nearest,
+)
 from svdqc.compiler.quantize.hadamard import rotate_offline
 from svdqc.compiler.quantize.low_rank import LowRank, branch_of, diagonal_metric, leading_subspace
 from svdqc.compiler.quantize.polish import sweep
 from svdqc.compiler.quantize.problem import WEIGHT_NOISE, Smoothed, group_mean
 from svdqc.compiler.quantize.recipe import Recipe
 from svdqc.compiler.quantize.reference import dequantize_weight
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -46,7 +54,10 @@ class Solution:
 def output_error(case: Smoothed, low_rank: LowRank, residual: Tensor) -> float:
     """Relative output error on the judging tokens; without samples, of the weight itself."""
     if case.judge_hat is None or case.judge_coded is None or case.problem.judge_output is None:
-        return float((rotated_residual(case, low_rank) - residual).norm() / case.w_rot.norm().clamp_min(1e-30))
+        return float(
+            (rotated_residual(case, low_rank) - residual).norm()
+            / case.w_rot.norm().clamp_min(1e-30)
+        )
     wanted = case.problem.judge_output
     miss = torch.addmm(wanted, case.judge_coded, residual.T, alpha=-1.0)
     miss.addmm_(case.judge_hat @ low_rank.lora_down.T, low_rank.lora_up.T, alpha=-1.0)
@@ -55,22 +66,42 @@ def output_error(case: Smoothed, low_rank: LowRank, residual: Tensor) -> float:
     return float(miss.norm() / wanted.norm().clamp_min(1e-30))
 
 
+def weight_error(case: Smoothed, solution: Solution) -> float:
+    """|W - L - Q| / |W|, smoothed."""
+    missing = rotated_residual(case, solution.low_rank) - solution.residual()
+    return float(missing.norm() / case.w_rot.norm().clamp_min(1e-30))
+
+
 def rotated_residual(case: Smoothed, low_rank: LowRank) -> Tensor:
     """What the low-rank branch leaves of the weight, rotated: [out_features, in_features]."""
     lora_down = rotate_offline(low_rank.lora_down) if case.activation.rotate else low_rank.lora_down
     return torch.addmm(case.w_rot, low_rank.lora_up, lora_down, alpha=-1.0)
 
 
+def weight_codec(residual: Tensor, recipe: Recipe) -> Codec:
+    """The weight format that the recipe asks for."""
+    if recipe.precision == "nvfp4":
+        return Nvfp4Codec.fitting(residual)
+    if recipe.precision == "fp8":
+        return Fp8Codec(residual.shape[1])
+    if recipe.precision == "int8":
+        return IntegerCodec(residual.shape[1], "symmetric", bits=8)
+    return IntegerCodec(recipe.group_size, recipe.weight_range)
+
+
 def draft(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
     """A quick solution to compare smoothings by: diagonal metric, round to nearest."""
-    size = case.activation.group_size
-    energy = group_mean(case.noise + WEIGHT_NOISE * case.power, size)
+    energy = group_mean(case.noise + WEIGHT_NOISE * case.power, case.activation.group_size)
     basis = leading_subspace(case.w_rot, diagonal_metric(energy), rank, recipe.seed, iterations=2)
     low_rank = branch_of(basis, case.w_rot, case.activation.rotate)
-    w_codes, w_scale = round_to_nearest(
-        rotated_residual(case, low_rank), recipe.group_size, recipe.weight_range, clip=False
+    residual = rotated_residual(case, low_rank)
+    w_codes, w_scale = round_to_nearest(residual, weight_codec(residual, recipe), clip=False)
+    return Solution(
+        low_rank,
+        w_codes,
+        w_scale,
+        output_error(case, low_rank, dequantize_weight(w_codes, w_scale)),
     )
-    return Solution(low_rank, w_codes, w_scale, output_error(case, low_rank, dequantize_weight(w_codes, w_scale)))
 
 
 def solve(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
@@ -82,13 +113,14 @@ def solve(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
     basis = leading_subspace(case.w_rot, model.remaining, rank, recipe.seed)
     low_rank = branch_of(basis, case.w_rot, rotated)
     residual = rotated_residual(case, low_rank)
+    codec = weight_codec(residual, recipe)
     w_codes, w_scale = quantize_with_feedback(
-        model.target(residual), model.factored, recipe.group_size, recipe.weight_range, recipe.clip
+        model.target(residual), model.factored, codec, recipe.clip
     )
     best = _judged(case, low_rank, w_codes, w_scale)
     for _ in range(recipe.refine_iterations):
         pull = model.pull(residual, dequantize_weight(w_codes, w_scale))
-        w_codes, w_scale = sweep(pull, model.hessian, w_codes, w_scale, recipe.weight_range)
+        w_codes, w_scale = sweep(pull, model.hessian, w_codes, w_scale, codec)
         uncoded = case.w_rot - dequantize_weight(w_codes, w_scale)
         basis = leading_subspace(uncoded, model.carried, rank, recipe.seed, iterations=2)
         low_rank = branch_of(basis, uncoded, rotated)
@@ -141,30 +173,34 @@ def _model(case: Smoothed, recipe: Recipe) -> _Model:
     covariance = case.covariance()
     noise = case.noise.clamp_min(float(case.noise.mean()) * 1e-3 + 1e-30)
     hessian = covariance + torch.diag(noise)
-    factored = factor(hessian, recipe.group_size)
+    factored = factor(hessian, case.activation.group_size)
     energy = torch.empty_like(noise)
     energy[factored.order] = factored.energy
-    rounding = WEIGHT_NOISE * group_mean(energy, recipe.group_size)
+    rounding = WEIGHT_NOISE * group_mean(energy, case.activation.group_size)
     lower = torch.linalg.cholesky(hessian)
     return _Model(covariance, hessian, lower, noise, rounding, factored, recipe.shrink)
 
 
 def _judged(case: Smoothed, low_rank: LowRank, w_codes: Tensor, w_scale: Tensor) -> Solution:
-    return Solution(low_rank, w_codes, w_scale, output_error(case, low_rank, dequantize_weight(w_codes, w_scale)))
+    return Solution(
+        low_rank,
+        w_codes,
+        w_scale,
+        output_error(case, low_rank, dequantize_weight(w_codes, w_scale)),
+    )
 
 
 def _without_feedback(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
     """Iterated SVD of what rounding leaves, as SVDQuant does, in the metric of the coding noise."""
-    energy = group_mean(case.noise + WEIGHT_NOISE * case.power, recipe.group_size)
+    energy = group_mean(case.noise + WEIGHT_NOISE * case.power, case.activation.group_size)
     best: Solution | None = None
     coded = torch.zeros_like(case.w_rot)
     for _ in range(1 + recipe.refine_iterations):
         uncoded = case.w_rot - coded
         basis = leading_subspace(uncoded, diagonal_metric(energy), rank, recipe.seed)
         low_rank = branch_of(basis, uncoded, case.activation.rotate)
-        w_codes, w_scale = round_to_nearest(
-            rotated_residual(case, low_rank), recipe.group_size, recipe.weight_range, recipe.clip
-        )
+        residual = rotated_residual(case, low_rank)
+        w_codes, w_scale = round_to_nearest(residual, weight_codec(residual, recipe), recipe.clip)
         coded = dequantize_weight(w_codes, w_scale)
         found = Solution(low_rank, w_codes, w_scale, output_error(case, low_rank, coded))
         if best is not None and found.error >= best.error:

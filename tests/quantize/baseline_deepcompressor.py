@@ -101,7 +101,9 @@ def smoothing(w: Tensor, x: Tensor, rank: int, fmt: Format) -> Tensor:
     return min(candidates, key=lambda s: (one_pass(w, s, rank, fmt)(x) - y).square().sum().item())
 
 
-def default(w: Tensor, x: Tensor, rank: int, fmt: Format, smooth: Tensor | None = None) -> Quantized:
+def default(
+    w: Tensor, x: Tensor, rank: int, fmt: Format, smooth: Tensor | None = None
+) -> Quantized:
     """Smoothing and the iterated low-rank branch; weights round to nearest."""
     smooth = smoothing(w, x, rank, fmt) if smooth is None else smooth
     w_hat, y = w * smooth, x @ w.T
