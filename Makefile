@@ -3,8 +3,8 @@
 # Everything happens in .venv with the versions of constraints.txt. The packages are used from the source folders:
 # build/dev/svdqc is a tree of symbolic links that gives them their installed names (svdqc.compiler, svdqc.runtime, ...),
 # and a .pth file puts it on the path. An edited or added file is therefore what the next command uses. scikit-build-core's
-# own editable mode is not used because it lists the files at install time: a template or module added later is not found.
-# tests/test_wheel.py builds the real wheel and checks that it holds the same files.
+# own editable mode does not do: it takes a copy of svdqc/__init__.py (a folder of another name cannot be mapped), and its
+# library lies where the package, which is read from the sources, does not look. tests/test_wheel.py builds the real wheel.
 
 PYTHON ?= python3
 VENV   := .venv

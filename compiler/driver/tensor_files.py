@@ -81,7 +81,7 @@ def write_tensors(
     if file.suffix not in SUFFIXES:
         remedy = "name a .npz or a .safetensors file"
         raise TensorFileUnwritable(where, str(path), f"the suffix is {file.suffix!r}", remedy)
-    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     with atomic_write(file, where) as stream:
         if file.suffix == ".npz":
             _write_npz(stream, arrays)
