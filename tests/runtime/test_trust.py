@@ -16,9 +16,9 @@ from svdqc.runtime import cpu_features, inspect, load, trust
 from svdqc.runtime.errors import BadCode, NotEnoughMemory, UntrustedCode, WrongMachine
 
 
-def run(path: Path, **options: bool) -> np.ndarray:
+def run(path: Path, trust: bool = False) -> np.ndarray:
     x = np.ones((2, 4), np.float32)
-    sample: np.ndarray = load(path, **options)(x=x, gate=[np.zeros(2, np.int64)]).sample
+    sample: np.ndarray = load(path, trust=trust)(x=x, gate=[np.zeros(2, np.int64)]).sample
     return sample
 
 
