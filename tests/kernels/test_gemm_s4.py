@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.kernels.cpu_build import ISAS, build_harness, call, poisoned_scratch
+
 from svdqc.compiler.targets.cpu_layouts import (
     UnpackableWeight,
     bf16_scale_n16_bytes,
@@ -18,8 +20,6 @@ from svdqc.compiler.targets.cpu_layouts import (
     unpack_bf16_scale_n16,
     unpack_s4_n16k4,
 )
-
-from tests.kernels.cpu_build import ISAS, build_harness, call, poisoned_scratch
 
 SEED = 4
 CODE_LIMITS = {"signed8": (-8, 7), "unsigned": (0, 15), "symmetric8bit": (-127, 127)}

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.kernels.cpu_build import ISAS, build_harness, call
+
 from svdqc.compiler.quantize.hadamard import rotate
 from svdqc.compiler.quantize.ranges import ActivationFormat
 from svdqc.compiler.quantize.reference import quantize_activation
-
-from tests.kernels.cpu_build import ISAS, build_harness, call
 
 SEED = 20
 RANGES = {  # name in the harness: (range, bits)

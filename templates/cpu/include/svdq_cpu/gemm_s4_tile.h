@@ -1,0 +1,264 @@
+/* One register tile of the 4-bit product, for each instruction set: MR rows times NR panels over
+ * some groups of k. gemm_s4.h cuts a product into such tiles. */
+#ifndef SVDQ_CPU_GEMM_S4_TILE_H
+#define SVDQ_CPU_GEMM_S4_TILE_H
+
+#include "svdq_cpu/isa.h"
+
+namespace svdq {
+namespace detail {
+
+#if SVDQ_ISA_AVX512
+constexpr int kMaxTileRows = 6;
+constexpr int kPanelsAtOnce = 2;
+#elif SVDQ_ISA_AVX2
+constexpr int kMaxTileRows = 6;
+constexpr int kPanelsAtOnce = 1;
+#else
+constexpr int kMaxTileRows = 4;
+constexpr int kPanelsAtOnce = 1;
+#endif
+
+/* A packed row tile, per group:  codes [GROUP / 4][MR][4] int8,  minus_8_sums [MR] int32,  scales
+ * [MR] f32. minus_8_sums = -8 * sum of the codes: what u8 weights w + 8 add too much. */
+template <int GROUP>
+constexpr int64_t packed_group_bytes(int mr) {
+  return static_cast<int64_t>(mr) * (GROUP + 8);
+}
+
+SVDQ_INLINE int32_t load_i32(const void* p) {
+  int32_t value;
+  memcpy(&value, p, sizeof value);
+  return value;
+}
+
+SVDQ_INLINE float load_f32(const void* p) {
+  float value;
+  memcpy(&value, p, sizeof value);
+  return value;
+}
+
+/* Weights and output of one tile: NR panels, each `w_stride` bytes and `scale_stride` scales after
+ * the one before. */
+struct TileArgs {
+  int64_t groups;
+  const int8_t* packed;
+  const uint8_t* w;
+  int64_t w_stride;
+  const uint16_t* w_scale;
+  int64_t scale_stride;
+  float* out;
+  int64_t ldo;
+  bool accumulate;
+  const uint8_t* prefetch;  // weights to bring into the second-level cache meanwhile, or null
+};
+
+#if SVDQ_ISA_AVX512
+
+/* acc += four products of unsigned bytes with signed ones. In assembly, for then the compiler keeps
+ * order and registers: it would otherwise reassociate, and spill. */
+SVDQ_INLINE void dot_u8_s8(__m512i& acc, __m512i u8, __m512i s8) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u8), "v"(s8));
+}
+
+/* Sums stay in registers beside the integer accumulators, 2 * MR * NR of them. A larger tile would
+ * have to store its sums after every group, and on Zen 4 each store of 64 bytes costs as much of
+ * the multiplier's time as a vpdpbusd. Conversions, logic and loads ride along free. */
+template <int GROUP, int LARGEST, int MR, int NR>
+SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
+  const __m512i low_nibbles = _mm512_set1_epi8(0x0f);
+  const int8_t* x = args.packed;
+  const uint8_t* w = args.w;
+  const uint16_t* w_scale = args.w_scale;
+  const int64_t w_stride = args.w_stride;
+  f32x16 sums[MR][NR];
+  unroll<MR>([&](auto i) SVDQ_LAMBDA {
+    unroll<NR>([&](auto j) SVDQ_LAMBDA {
+      sums[i][j] = args.accumulate ? load(args.out + i * args.ldo + j * 16) : zero();
+    });
+  });
+  for (int64_t g = 0; g < args.groups; ++g) {
+    __m512i acc[MR][NR];
+    unroll<MR>([&](auto i) SVDQ_LAMBDA {
+      const __m512i start = _mm512_set1_epi32(load_i32(x + GROUP * MR + 4 * i));
+      unroll<NR>([&](auto j) SVDQ_LAMBDA { acc[i][j] = start; });
+    });
+    if (args.prefetch != nullptr) {
+      for (int64_t i = 0; i < GROUP * 8; i += 64) {
+        unroll<NR>([&](auto j) SVDQ_LAMBDA {
+          __builtin_prefetch(args.prefetch + g * GROUP * 8 + j * w_stride + i, 0, 2);
+        });
+      }
+    }
+#pragma GCC unroll 1
+    for (int block = 0; block < GROUP / 8; ++block) {
+      // Nibbles are unsigned bytes up to 15, codes signed ones: four products and the sum are
+      // exact.
+      __m512i bytes[NR];
+      unroll<NR>([&](auto j) SVDQ_LAMBDA { bytes[j] = _mm512_loadu_si512(w + j * w_stride); });
+      unroll<2>([&](auto half) SVDQ_LAMBDA {
+        __m512i nibbles[NR];
+        unroll<NR>([&](auto j) SVDQ_LAMBDA {
+          nibbles[j] =
+              _mm512_and_si512(half ? _mm512_srli_epi16(bytes[j], 4) : bytes[j], low_nibbles);
+        });
+        unroll<MR>([&](auto i) SVDQ_LAMBDA {
+          const __m512i codes = _mm512_set1_epi32(load_i32(x + 4 * (half * MR + i)));
+          unroll<NR>([&](auto j) SVDQ_LAMBDA { dot_u8_s8(acc[i][j], nibbles[j], codes); });
+        });
+      });
+      x += 8 * MR;
+      w += 64;
+    }
+    const int8_t* x_scales = x + 4 * MR;
+    f32x16 scale[NR];
+    unroll<NR>([&](auto j) SVDQ_LAMBDA { scale[j] = load_bf16(w_scale + j * args.scale_stride); });
+    unroll<MR>([&](auto i) SVDQ_LAMBDA {
+      const f32x16 x_scale = set1(load_f32(x_scales + 4 * i));
+      unroll<NR>([&](auto j) SVDQ_LAMBDA {
+        const f32x16 product = f32x16{_mm512_cvtepi32_ps(acc[i][j])} * scale[j];
+        sums[i][j] = fma(product, x_scale, sums[i][j]);
+      });
+    });
+    x += 8 * MR;
+    w_scale += 16;
+  }
+  unroll<MR>([&](auto i) SVDQ_LAMBDA {
+    unroll<NR>([&](auto j) SVDQ_LAMBDA { store(args.out + i * args.ldo + j * 16, sums[i][j]); });
+  });
+}
+
+#elif SVDQ_ISA_AVX2
+
+/* acc += two products of unsigned bytes with signed ones, in int16. In assembly, for then the
+ * compiler keeps order and registers: it would otherwise reassociate, and spill. */
+SVDQ_INLINE void dot_u8_s8(__m256i& acc, __m256i u8, __m256i s8) {
+  __m256i products;
+  __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+          : "+x"(acc), "=&x"(products)
+          : "x"(u8), "x"(s8));
+}
+
+template <int GROUP, int LARGEST, int MR, int NR>
+SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
+  static_assert(NR == 1, "one panel fills the registers");
+  // A pair of products is at most 2 * 15 * LARGEST, so an int16 lane holds kSafe of them: 136 at
+  // codes of 8, 72 at 15, 8 at 127. A group has GROUP / 4 <= 32 to add per lane.
+  constexpr int kSafe = 32767 / (30 * LARGEST);
+  constexpr int kQuads = GROUP / 4 <= kSafe ? GROUP / 4 : 8;
+  static_assert(kQuads <= kSafe && (GROUP / 4) % kQuads == 0, "int16 sums must not overflow");
+  const __m256i low_nibbles = _mm256_set1_epi8(0x0f);
+  const __m256i ones = _mm256_set1_epi16(1);
+  const int8_t* x = args.packed;
+  const uint8_t* w = args.w;
+  const uint16_t* w_scale = args.w_scale;
+  for (int64_t g = 0; g < args.groups; ++g) {
+    const int8_t* minus_8_sums = x + GROUP * MR;
+    const int8_t* x_scales = minus_8_sums + 4 * MR;
+    alignas(32) int32_t totals[MR][16];
+    int32_t* total = totals[0];
+    if (args.prefetch != nullptr) {
+      for (int64_t i = 0; i < GROUP * 8; i += 64) {
+        __builtin_prefetch(args.prefetch + g * GROUP * 8 + i, 0, 2);
+      }
+    }
+#pragma GCC unroll 1
+    for (int chunk = 0; chunk < GROUP / 4; chunk += kQuads) {
+      __m256i acc[MR][2];
+      unroll<MR>([&](auto i) SVDQ_LAMBDA { acc[i][0] = acc[i][1] = _mm256_setzero_si256(); });
+#pragma GCC unroll 1
+      for (int block = 0; block < kQuads / 2; ++block) {
+        unroll<2>([&](auto half) SVDQ_LAMBDA {
+          __m256i nibbles[2];
+          unroll<2>([&](auto j) SVDQ_LAMBDA {
+            const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * j));
+            nibbles[j] = _mm256_and_si256(half ? _mm256_srli_epi16(bytes, 4) : bytes, low_nibbles);
+          });
+          unroll<MR>([&](auto i) SVDQ_LAMBDA {
+            const __m256i codes = _mm256_set1_epi32(load_i32(x + 4 * (half * MR + i)));
+            dot_u8_s8(acc[i][0], nibbles[0], codes);
+            dot_u8_s8(acc[i][1], nibbles[1], codes);
+          });
+        });
+        x += 8 * MR;
+        w += 64;
+      }
+      unroll<MR>([&](auto i) SVDQ_LAMBDA {
+        unroll<2>([&](auto j) SVDQ_LAMBDA {
+          __m256i* slot = reinterpret_cast<__m256i*>(total + i * 16 + j * 8);
+          const __m256i before =
+              chunk == 0 ? _mm256_set1_epi32(load_i32(minus_8_sums + 4 * i)) : *slot;
+          *slot = _mm256_add_epi32(before, _mm256_madd_epi16(acc[i][j], ones));
+        });
+      });
+    }
+    const f32x16 scale = load_bf16(w_scale);
+    unroll<MR>([&](auto i) SVDQ_LAMBDA {
+      const __m256i* slots = reinterpret_cast<const __m256i*>(total + i * 16);
+      const f32x16 group_sum = {_mm256_cvtepi32_ps(slots[0]), _mm256_cvtepi32_ps(slots[1])};
+      float* sum = args.out + i * args.ldo;
+      const f32x16 before = args.accumulate || g > 0 ? load(sum) : zero();
+      store(sum, fma(group_sum * scale, set1(load_f32(x_scales + 4 * i)), before));
+    });
+    x += 8 * MR;
+    w_scale += 16;
+  }
+}
+
+#else
+
+typedef int16_t i16x16 __attribute__((vector_size(32)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+
+template <int GROUP, int LARGEST, int MR, int NR>
+SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
+  static_assert(NR == 1, "one panel at a time");
+  // A product is at most 8 * LARGEST, so an int16 lane holds 32767 / (8 * LARGEST) of them: 511 at
+  // codes of 8, 273 at 15, 32 at 127.
+  constexpr int kChunk = 8 * LARGEST * GROUP <= 32767 ? GROUP : 32;
+  static_assert(8 * LARGEST * kChunk <= 32767 && GROUP % kChunk == 0,
+                "int16 sums must not overflow");
+  const int8_t* x = args.packed;
+  const uint8_t* w = args.w;
+  const uint16_t* w_scale = args.w_scale;
+  for (int64_t g = 0; g < args.groups; ++g) {
+    i16x16 weights[GROUP];  // signed here, so minus_8_sums are not needed
+    for (int k0 = 0; k0 < GROUP; k0 += 8) {
+      for (int j = 0; j < 4; ++j) {
+        for (int n = 0; n < 16; ++n) {
+          const uint8_t byte = w[k0 * 8 + n * 4 + j];
+          weights[k0 + j][n] = static_cast<int16_t>((byte & 15) - 8);
+          weights[k0 + 4 + j][n] = static_cast<int16_t>((byte >> 4) - 8);
+        }
+      }
+    }
+    i32x16 total[MR] = {};
+    for (int chunk = 0; chunk < GROUP; chunk += kChunk) {
+      i16x16 acc[MR] = {};
+      for (int kk = chunk; kk < chunk + kChunk; ++kk) {
+        unroll<MR>([&](auto i) SVDQ_LAMBDA {
+          acc[i] += weights[kk] * static_cast<int16_t>(x[(kk / 4 * MR + i) * 4 + kk % 4]);
+        });
+      }
+      unroll<MR>([&](auto i) SVDQ_LAMBDA { total[i] += __builtin_convertvector(acc[i], i32x16); });
+    }
+    const int8_t* x_scales = x + (GROUP + 4) * MR;
+    const f32x16 scale = load_bf16(w_scale);
+    unroll<MR>([&](auto i) SVDQ_LAMBDA {
+      float* sum = args.out + i * args.ldo;
+      const f32x16 before = args.accumulate || g > 0 ? load(sum) : zero();
+      const f32x16 group_sum = {__builtin_convertvector(total[i], decltype(f32x16::v))};
+      store(sum, fma(group_sum * scale, set1(load_f32(x_scales + 4 * i)), before));
+    });
+    x += (GROUP + 8) * MR;
+    w += GROUP * 8;
+    w_scale += 16;
+  }
+}
+
+#endif
+
+}  // namespace detail
+}  // namespace svdq
+
+#endif
