@@ -51,7 +51,7 @@ def find_examples(module: OnnxModule) -> Examples:
                 break
             error, names = step
         if error is None:
-            return Examples(_inputs(module, _sizes(names, factor)), names)
+            return Examples(_inputs(module, _sizes(module, names, factor)), names)
     assert first is not None
     raise OnnxError(
         "inputs",
@@ -101,10 +101,14 @@ def _progress(error: OnnxNodeError | None) -> float:
     return float("inf") if error is None else error.num_run
 
 
-def _sizes(names: dict[str, str], factor: int) -> dict[str, int]:
-    """A prime for each dim; all but the first, taken for the batch, times the factor."""
+def _sizes(module: OnnxModule, names: dict[str, str], factor: int) -> dict[str, int]:
+    """A prime for each dim, times the factor, except for the one taken for the batch."""
     kept = list(dict.fromkeys(names.values()))
-    primes = {name: _PRIMES[i % len(_PRIMES)] * (factor if i else 1) for i, name in enumerate(kept)}
+    leading = {names.get(str(spec.shape[0])) for spec in module.graph_inputs if len(spec.shape) > 1}
+    primes = {
+        name: _PRIMES[i % len(_PRIMES)] * (1 if i == 0 and name in leading else factor)
+        for i, name in enumerate(kept)
+    }
     return {dim: primes[name] for dim, name in names.items()}
 
 
@@ -124,7 +128,7 @@ def _inputs(module: OnnxModule, sizes: dict[str, int]) -> dict[str, Tensor]:
 
 def _error_of(module: OnnxModule, names: dict[str, str], factor: int) -> OnnxNodeError | None:
     """What goes wrong when the model runs on shapes alone."""
-    inputs = _inputs(module, _sizes(names, factor))
+    inputs = _inputs(module, _sizes(module, names, factor))
     with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         try:
             module(**{name: mode.from_tensor(tensor) for name, tensor in inputs.items()})

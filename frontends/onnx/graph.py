@@ -13,6 +13,7 @@ from torch import Tensor
 from svdqc.frontends.onnx.dtypes import is_narrow
 from svdqc.frontends.onnx.errors import MalformedOnnxError, UnsupportedOnnxTypeError
 from svdqc.frontends.onnx.external import TensorReader
+from svdqc.frontends.onnx.host import MOST_HOST_ELEMENTS, host_of_tensor
 from svdqc.frontends.onnx.registry import OpDef, find_op
 
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -137,6 +138,10 @@ class GraphBuilder:
 
     def _node(self, proto: NodeProto, label: str, scope: dict[str, int | None]) -> Node | None:
         attributes = {attr.name: self._attribute(attr, label, scope) for attr in proto.attribute}
+        for key, value in attributes.items():
+            if isinstance(value, Tensor) and value.numel() <= MOST_HOST_ELEMENTS:
+                # Read now: while tracing, the elements of a tensor are out of reach.
+                attributes[key] = host_of_tensor(value)
         op = find_op(proto.op_type, self.opset)
         if op is None:
             self.unsupported.setdefault(proto.op_type, []).append(label)

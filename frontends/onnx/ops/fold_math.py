@@ -179,7 +179,7 @@ def _cast(x: Host, dtype: torch.dtype | None) -> Any:
         if dtype.is_floating_point:
             return _symbolic("sym_float", item) if isinstance(item, SYMBOLS) else float(item)
         if isinstance(item, torch.SymBool):
-            return _symbolic("sym_ite", item, 1, 0)
+            return int(bool(item))
         if isinstance(item, torch.SymFloat):
             return _symbolic("sym_int", item)
         if isinstance(item, torch.SymInt):
@@ -196,8 +196,7 @@ def _cast(x: Host, dtype: torch.dtype | None) -> Any:
 @host_op("Where")
 def fold_where(call: Call, condition: Host, a: Host, b: Host) -> Any:
     def choose(c: Any, x: Any, y: Any) -> Any:
-        if isinstance(c, torch.SymBool):
-            return _symbolic("sym_ite", c, x, y)
+        # Decides, as a guard on the dims where their ranges do not decide already.
         return x if c else y
 
     return _elementwise(choose, a.dtype, condition, a, b)

@@ -133,5 +133,5 @@ def fold_constant_of_shape(call: Call, shape: Host) -> Any:
     if not shape.is_static() or any(size > 64 for size in sizes):
         return NotImplemented
     items = np.full(tuple(sizes), None, dtype=object)
-    items[...] = value.reshape(()).item()
+    items[...] = value.number()
     return Host(items, value.dtype)

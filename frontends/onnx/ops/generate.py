@@ -17,7 +17,7 @@ def constant_of_shape(call: Call, shape: Value) -> Tensor:
     sizes = call.ints(shape)
     if value is None:
         return torch.zeros(sizes, dtype=torch.float32)
-    return torch.full(sizes, value.reshape(()).item(), dtype=value.dtype)
+    return torch.full(sizes, value.number(), dtype=value.dtype)
 
 
 @onnx_op("Range", host="all")
