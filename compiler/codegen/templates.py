@@ -1,0 +1,35 @@
+"""Render templates in the house dialect: line statements `//%`, comments `//#`, values `${…}`, undefined names are errors."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(str(templates_folder())),
+        undefined=StrictUndefined,
+        line_statement_prefix="//%",
+        line_comment_prefix="//#",
+        variable_start_string="${",
+        variable_end_string="}",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def templates_folder() -> Path:
+    """The folder of the installed templates and kernel headers."""
+    return Path(str(files("svdqc.templates")))
+
+
+def render(template: str, **context: Any) -> str:
+    """The text of `template` (relative to templates/) under `context`."""
+    return _environment().get_template(template).render(**context)

@@ -1,0 +1,381 @@
+"""layer_norm, rms_norm, group_norm, softmax, matmul, splits … → means, exponentials, linears, slices.
+
+After this pass a normalisation is only row reductions and pointwise ops, so one mechanism fuses all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from svdqc.compiler.ir.program import Program
+from svdqc.compiler.ir.rewrite import Rewriter, aten, is_tensor
+from svdqc.compiler.passes.base import PassReport
+
+Rule = Callable[[Rewriter, Node], Node | None]
+RULES: dict[Any, Rule] = {}
+
+
+def decompose(program: Program) -> PassReport:
+    """Apply `RULES` until none matches."""
+    report, rewriter = PassReport(), Rewriter(program)
+    changed = True
+    while changed:
+        changed = False
+        for node in list(rewriter.graph.nodes):
+            rule = RULES.get(node.target) if node.op == "call_function" else None
+            if rule is None or not node.users:
+                continue
+            with rewriter.before(node):
+                replacement = rule(rewriter, node)
+            if replacement is not None:
+                rewriter.replace(node, replacement)
+                report.changed[str(node.target)] += 1
+                changed = True
+    rewriter.finish()
+    return report
+
+
+def _rule(*targets: Any) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        for target in targets:
+            RULES[target] = rule
+        return rule
+
+    return register
+
+
+def _arg(node: Node, position: int, name: str, default: Any = None) -> Any:
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
+
+
+def _shape(node: Node) -> torch.Size:
+    return node.meta["val"].shape
+
+
+def _affine(rw: Rewriter, x: Node, weight: Any, bias: Any) -> Node:
+    if weight is not None:
+        x = rw.call(aten.mul.Tensor, x, weight)
+    if bias is not None:
+        x = rw.call(aten.add.Tensor, x, bias)
+    return x
+
+
+def _standardize(rw: Rewriter, x: Node, axes: list[int], eps: float) -> Node:
+    """(x - mean) / sqrt(var + eps), the variance from centred values."""
+    mean = rw.call(aten.mean.dim, x, axes, True)
+    centred = rw.call(aten.sub.Tensor, x, mean)
+    square = rw.call(aten.mul.Tensor, centred, centred)
+    variance = rw.call(aten.mean.dim, square, axes, True)
+    inverse = rw.call(aten.rsqrt.default, rw.call(aten.add.Tensor, variance, eps))
+    return rw.call(aten.mul.Tensor, centred, inverse)
+
+
+@_rule(aten.layer_norm.default)
+def _layer_norm(rw: Rewriter, node: Node) -> Node:
+    axes = [-1 - a for a in range(len(node.args[1]))]  # type: ignore[arg-type]
+    x = _standardize(rw, node.args[0], axes, _arg(node, 4, "eps", 1e-5))  # type: ignore[arg-type]
+    return _affine(rw, x, _arg(node, 2, "weight"), _arg(node, 3, "bias"))
+
+
+@_rule(aten.native_layer_norm.default)
+def _native_layer_norm(rw: Rewriter, node: Node) -> Node | None:
+    if any(not _is_item(user, 0) for user in node.users):
+        return None
+    axes = [-1 - a for a in range(len(node.args[1]))]  # type: ignore[arg-type]
+    x = _standardize(rw, node.args[0], axes, node.args[4])  # type: ignore[arg-type]
+    result = _affine(rw, x, node.args[2], node.args[3])
+    for user in list(node.users):
+        rw.replace(user, result)
+    return result
+
+
+def _is_item(node: Node, index: int) -> bool:
+    return getattr(node.target, "__name__", "") == "getitem" and node.args[1] == index
+
+
+@_rule(aten.rms_norm.default)
+def _rms_norm(rw: Rewriter, node: Node) -> Node:
+    x = node.args[0]
+    axes = [-1 - a for a in range(len(node.args[1]))]  # type: ignore[arg-type]
+    eps = _arg(node, 3, "eps")
+    if eps is None:
+        eps = torch.finfo(x.meta["val"].dtype).eps  # type: ignore[union-attr]
+    mean_square = rw.call(aten.mean.dim, rw.call(aten.mul.Tensor, x, x), axes, True)
+    inverse = rw.call(aten.rsqrt.default, rw.call(aten.add.Tensor, mean_square, eps))
+    return _affine(rw, rw.call(aten.mul.Tensor, x, inverse), _arg(node, 2, "weight"), None)
+
+
+@_rule(aten.group_norm.default)
+def _group_norm(rw: Rewriter, node: Node) -> Node:
+    """Groups become an axis of their own: [N, C, …] → [N, groups, C / groups, …]."""
+    x, groups = node.args[0], int(node.args[1])  # type: ignore[arg-type]
+    weight, bias, eps = _arg(node, 2, "weight"), _arg(node, 3, "bias"), _arg(node, 4, "eps", 1e-5)
+    batch, channels, *space = _sizes(rw, x)  # type: ignore[arg-type]
+    width = int(channels) // groups
+    grouped = rw.call(aten.reshape.default, x, [batch, groups, width, *space])
+    normal = _standardize(rw, grouped, list(range(2, 3 + len(space))), eps)
+
+    def per_channel(vector: Any) -> Any:
+        return None if vector is None else rw.call(
+            aten.reshape.default, vector, [groups, width, *[1] * len(space)])
+
+    normal = _affine(rw, normal, per_channel(weight), per_channel(bias))
+    return rw.call(aten.reshape.default, normal, [batch, channels, *space])
+
+
+@_rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+def _batch_norm(rw: Rewriter, node: Node) -> Node | None:
+    """Inference: x * (w / sqrt(var + eps)) + (b - mean * w / sqrt(var + eps))."""
+    x, weight, bias, mean, variance = node.args[:5]
+    legit = node.target is not aten.batch_norm.default
+    eps = node.args[6] if legit else node.args[7]
+    rank = len(_shape(x))  # type: ignore[arg-type]
+
+    def per_channel(vector: Any) -> Node:
+        return rw.call(aten.reshape.default, vector, [-1, *[1] * (rank - 2)])
+
+    inverse = rw.call(aten.rsqrt.default, rw.call(aten.add.Tensor, per_channel(variance), eps))
+    result = rw.call(aten.mul.Tensor, rw.call(aten.sub.Tensor, x, per_channel(mean)), inverse)
+    result = _affine(rw, result, None if weight is None else per_channel(weight),
+                     None if bias is None else per_channel(bias))
+    if legit:
+        for user in list(node.users):
+            rw.replace(user, result)
+    return result
+
+
+def _sizes(rw: Rewriter, x: Node) -> list[Any]:
+    """The sizes of x: ints, or nodes that compute them."""
+    return [size if isinstance(size, int) else rw.call(aten.sym_size.int, x, axis)
+            for axis, size in enumerate(_shape(x))]
+
+
+@_rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
+def _softmax(rw: Rewriter, node: Node) -> Node:
+    x, axis = node.args[0], [int(node.args[1])]  # type: ignore[arg-type]
+    dtype = _arg(node, 2, "dtype") if "int" in str(node.target) else None
+    if dtype is not None:
+        x = rw.call(aten._to_copy.default, x, dtype=dtype)
+    shifted = rw.call(aten.sub.Tensor, x, rw.call(aten.amax.default, x, axis, True))
+    exponential = rw.call(aten.exp.default, shifted)
+    total = rw.call(aten.sum.dim_IntList, exponential, axis, True)
+    if "log" in str(node.target):
+        return rw.call(aten.sub.Tensor, shifted, rw.call(aten.log.default, total))
+    return rw.call(aten.div.Tensor, exponential, total)
+
+
+@_rule(aten.var.correction, aten.std.correction)
+def _var(rw: Rewriter, node: Node) -> Node | None:
+    x, axes = node.args[0], _arg(node, 1, "dim")
+    correction, keepdim = node.kwargs.get("correction", 1), bool(node.kwargs.get("keepdim", False))
+    axes = list(range(len(_shape(x)))) if axes is None else list(axes)  # type: ignore[arg-type]
+    count = math.prod(_shape(x)[a] for a in axes)  # type: ignore[arg-type]
+    if not isinstance(count, int):
+        return None
+    mean = rw.call(aten.mean.dim, x, axes, True)
+    centred = rw.call(aten.sub.Tensor, x, mean)
+    total = rw.call(aten.sum.dim_IntList, rw.call(aten.mul.Tensor, centred, centred), axes, keepdim)
+    correction = 1 if correction is None else correction
+    variance = rw.call(aten.mul.Tensor, total, 1.0 / max(count - correction, 1e-300))
+    return rw.call(aten.sqrt.default, variance) if "std" in str(node.target) else variance
+
+
+@_rule(aten.addmm.default)
+def _addmm(rw: Rewriter, node: Node) -> Node:
+    bias, x, weight = node.args[:3]
+    product = rw.call(aten.mm.default, x, weight)
+    if node.kwargs.get("alpha", 1) != 1:
+        product = rw.call(aten.mul.Tensor, product, node.kwargs["alpha"])
+    if node.kwargs.get("beta", 1) != 1:
+        bias = rw.call(aten.mul.Tensor, bias, node.kwargs["beta"])
+    return rw.call(aten.add.Tensor, product, bias)
+
+
+@_rule(aten.mm.default, aten.matmul.default)
+def _matmul(rw: Rewriter, node: Node) -> Node | None:
+    """x @ w for a two-dimensional w is a linear with w transposed; anything else becomes a bmm of flattened batches."""
+    x, y = node.args[:2]
+    assert is_tensor(x) and is_tensor(y)
+    if len(_shape(x)) < 2 or len(_shape(y)) < 2:  # type: ignore[arg-type]
+        return _vector_matmul(rw, node)
+    if len(_shape(y)) == 2:  # type: ignore[arg-type]
+        return rw.call(aten.linear.default, x, rw.call(aten.permute.default, y, [1, 0]))
+    return _batched(rw, x, y)  # type: ignore[arg-type]
+
+
+def _vector_matmul(rw: Rewriter, node: Node) -> Node:
+    x, y = node.args[:2]
+    left, right = len(_shape(x)) == 1, len(_shape(y)) == 1  # type: ignore[arg-type]
+    x = rw.call(aten.unsqueeze.default, x, 0) if left else x
+    y = rw.call(aten.unsqueeze.default, y, 1) if right else y
+    product = rw.call(aten.matmul.default, x, y)
+    if right:
+        product = rw.call(aten.squeeze.dim, product, -1)
+    return rw.call(aten.squeeze.dim, product, -1 if right else -2) if left else product
+
+
+def _batched(rw: Rewriter, x: Node, y: Node) -> Node:
+    batch = torch.broadcast_shapes(_shape(x)[:-2], _shape(y)[:-2])
+    lead = _broadcast_sizes(rw, x, y, len(batch))
+
+    def flat(value: Node) -> Node:
+        rows, columns = _sizes(rw, value)[-2:]
+        if len(batch) == 1 and len(_shape(value)) == 3 and _same(_shape(value)[0], batch[0]):
+            return value
+        expanded = rw.call(aten.expand.default, value, [*lead, rows, columns])
+        return rw.call(aten.reshape.default, expanded, [-1, rows, columns])
+
+    product = rw.call(aten.bmm.default, flat(x), flat(y))
+    if len(batch) == 1:
+        return product
+    rows, columns = _sizes(rw, x)[-2], _sizes(rw, y)[-1]
+    return rw.call(aten.reshape.default, product, [*lead, rows, columns])
+
+
+def _same(a: Any, b: Any) -> bool:
+    return str(a) == str(b)
+
+
+def _broadcast_sizes(rw: Rewriter, x: Node, y: Node, rank: int) -> list[Any]:
+    sizes: list[Any] = [1] * rank
+    for value in (x, y):
+        own = _sizes(rw, value)[:-2]
+        for axis, size in enumerate(own, rank - len(own)):
+            if not (isinstance(size, int) and size == 1):
+                sizes[axis] = size
+    return sizes
+
+
+@_rule(aten.baddbmm.default)
+def _baddbmm(rw: Rewriter, node: Node) -> Node:
+    bias, x, y = node.args[:3]
+    product = rw.call(aten.bmm.default, x, y)
+    alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
+    if alpha != 1:
+        product = rw.call(aten.mul.Tensor, product, alpha)
+    if beta == 0:
+        return product
+    return rw.call(aten.add.Tensor, product, bias if beta == 1 else rw.call(aten.mul.Tensor, bias, beta))
+
+
+@_rule(aten.split_with_sizes.default, aten.split.Tensor, aten.unbind.int, aten.chunk.default,
+       aten.split_with_sizes_copy.default)
+def _split(rw: Rewriter, node: Node) -> Node | None:
+    """Each getitem of a split becomes a slice (or a select) of its source."""
+    axis = _arg(node, 1 if node.target is aten.unbind.int else 2, "dim", 0)
+    start: Any = 0
+    starts = []
+    for piece in node.meta["val"]:
+        starts.append(start)
+        size = 1 if node.target is aten.unbind.int else piece.shape[axis]
+        start = start + size
+    for user in list(node.users):
+        position = int(user.args[1])  # type: ignore[arg-type]
+        if node.target is aten.unbind.int:
+            piece = rw.call(aten.select.int, node.args[0], axis, starts[position])
+        else:
+            end = starts[position] + node.meta["val"][position].shape[axis]
+            if not isinstance(starts[position], int) or not isinstance(end, int):
+                return None
+            piece = rw.call(aten.slice.Tensor, node.args[0], axis, starts[position], end)
+        rw.replace(user, piece)
+    return None
+
+
+@_rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+def _conv(rw: Rewriter, node: Node) -> Node | None:
+    """One convolution op for every rank: aten.convolution(x, w, b, stride, padding, dilation, transposed, …)."""
+    rank = len(_shape(node.args[0])) - 2  # type: ignore[arg-type]
+
+    def each(value: Any) -> list[int]:
+        values = [value] if isinstance(value, int) else list(value)
+        return values * rank if len(values) == 1 else values
+
+    stride, padding, dilation = (each(_arg(node, 3, "stride", 1)), each(_arg(node, 4, "padding", 0)),
+                                 each(_arg(node, 5, "dilation", 1)))
+    return rw.call(aten.convolution.default, node.args[0], node.args[1], _arg(node, 2, "bias"), stride, padding,
+                   dilation, False, [0] * rank, _arg(node, 6, "groups", 1))
+
+
+@_rule(aten.pad.default)
+def _pad(rw: Rewriter, node: Node) -> Node | None:
+    """Constant padding has an op of its own; reflect, replicate and circular gather along each axis."""
+    x, pad, mode = node.args[0], list(node.args[1]), _arg(node, 2, "mode", "constant")  # type: ignore[arg-type]
+    if mode == "constant":
+        return rw.call(aten.constant_pad_nd.default, x, pad, _arg(node, 3, "value") or 0)
+    rank = len(_shape(x))  # type: ignore[arg-type]
+    result: Any = x
+    for pair in range(len(pad) // 2):
+        axis, before, after = rank - 1 - pair, pad[2 * pair], pad[2 * pair + 1]
+        size = _shape(x)[axis]  # type: ignore[arg-type]
+        if before == after == 0:
+            continue
+        if not isinstance(size, int):
+            return None
+        source = torch.arange(-before, size + after)
+        if mode == "reflect":
+            source = (size - 1) - ((size - 1) - source.abs()).abs()
+        elif mode == "replicate":
+            source = source.clamp(0, size - 1)
+        else:
+            source = source % size
+        indices = rw.constant(f"pad_{mode}_{size}_{before}_{after}", source)
+        result = rw.call(aten.index_select.default, result, axis, indices)
+    return result if result is not x else None
+
+
+@_rule(aten.glu.default)
+def _glu(rw: Rewriter, node: Node) -> Node | None:
+    x, axis = node.args[0], _arg(node, 1, "dim", -1)
+    size = _shape(x)[axis]  # type: ignore[arg-type]
+    if not isinstance(size, int):
+        return None
+    value = rw.call(aten.slice.Tensor, x, axis, 0, size // 2)
+    gate = rw.call(aten.slice.Tensor, x, axis, size // 2, size)
+    return rw.call(aten.mul.Tensor, value, rw.call(aten.sigmoid.default, gate))
+
+
+@_rule(aten.repeat_interleave.self_int)
+def _repeat_interleave(rw: Rewriter, node: Node) -> Node | None:
+    x, count, axis = node.args[0], node.args[1], _arg(node, 2, "dim")
+    if axis is None:
+        x, axis = rw.call(aten.reshape.default, x, [-1]), 0
+    sizes = _sizes(rw, x)  # type: ignore[arg-type]
+    axis = int(axis) % len(sizes)
+    wide = rw.call(aten.expand.default, rw.call(aten.unsqueeze.default, x, axis + 1),
+                   [*sizes[: axis + 1], count, *sizes[axis + 1:]])
+    merged = sizes[axis] * count if isinstance(sizes[axis], int) else -1
+    return rw.call(aten.reshape.default, wide, [*sizes[:axis], merged, *sizes[axis + 1:]])
+
+
+@_rule(aten.stack.default)
+def _stack(rw: Rewriter, node: Node) -> Node:
+    axis = _arg(node, 1, "dim", 0)
+    pieces = [rw.call(aten.unsqueeze.default, piece, axis) for piece in node.args[0]]  # type: ignore[union-attr]
+    return rw.call(aten.cat.default, pieces, axis)
+
+
+@_rule(aten.copy.default)
+def _copy(rw: Rewriter, node: Node) -> Node:
+    target = node.meta["val"]
+    value: Any = node.args[1]
+    if value.meta["val"].dtype != target.dtype:
+        value = rw.call(aten._to_copy.default, value, dtype=target.dtype)
+    if len(value.meta["val"].shape) != len(target.shape) or not _same(value.meta["val"].shape, target.shape):
+        value = rw.call(aten.expand.default, value, _sizes(rw, node.args[0]))  # type: ignore[arg-type]
+    return value
+
+
+@_rule(aten.mish.default, aten.hardswish.default, aten.hardsigmoid.default)
+def _activation(rw: Rewriter, node: Node) -> Node:
+    x = node.args[0]
+    if node.target is aten.mish.default:
+        return rw.call(aten.mul.Tensor, x, rw.call(aten.tanh.default, rw.call(aten.softplus.default, x)))
+    shifted = rw.call(aten.clamp.default, rw.call(aten.add.Tensor, x, 3.0), 0.0, 6.0)
+    gate = rw.call(aten.div.Tensor, shifted, 6.0)
+    return gate if node.target is aten.hardsigmoid.default else rw.call(aten.mul.Tensor, x, gate)

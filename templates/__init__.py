@@ -1,0 +1,1 @@
+"""Kernel templates (Jinja2) and the headers that they instantiate."""
