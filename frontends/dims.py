@@ -19,7 +19,7 @@ guard: sizes such as `(height - 1) // 2 + 1`, which a strided convolution makes,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
@@ -28,7 +28,7 @@ from svdqc.compiler.ir.program import Dim
 from svdqc.frontends.errors import DynamicSpecError, UnknownDimError, UnusableInputsError
 
 GRAMMAR = "write name=lo:hi[:multiple], or name@input.axis+input.axis=lo:hi[:multiple]"
-_EXPRESSION = re.compile(r"(?:(\d+)\*)?([A-Za-z_]\w*)([+-]\d+)?")
+_EXPRESSION = re.compile(r"(?:(\d+) *\* *)?([A-Za-z_]\w*) *([+-] *\d+)?")
 _BINDING = re.compile(r"(.+)\.(\d+)")
 
 
@@ -141,10 +141,10 @@ def _add_axes(requests: dict[str, DimRequest], input_name: str, axes: Mapping[An
 
 
 def _parse_expression(text: str, entry: str) -> tuple[str, int, int]:
-    match = _EXPRESSION.fullmatch(text.replace(" ", ""))
+    match = _EXPRESSION.fullmatch(text.strip())
     if match is None or match[1] == "0":
         raise DynamicSpecError(entry, f"the dim {text!r}", GRAMMAR)
-    return match[2], int(match[1] or 1), int(match[3] or 0)
+    return match[2], int(match[1] or 1), int((match[3] or "0").replace(" ", ""))
 
 
 def _set_range(request: DimRequest, sizes: Any, entry: str) -> None:
@@ -211,10 +211,16 @@ def adjusted(request: DimRequest, named: Mapping[str, NamedAxis]) -> DimRequest:
     return DimRequest(request.name, request.lo, request.hi, step, list(request.bindings))
 
 
-def example_size(request: DimRequest, default: int) -> int:
-    """A size to trace with: inside the range, and at least two units, since one is taken for a constant."""
-    usable = request.lo <= default <= request.hi and default % request.multiple == 0
-    return default if usable and default >= 2 * request.multiple else request.hi
+def example_size(request: DimRequest, default: int, avoid: Collection[int] = ()) -> int:
+    """A size to trace with: inside the range, and at least two units, since one is taken for a constant.
+
+    avoid  sizes that the model may treat apart: the one its tables are built for, the other side's
+    """
+    step = request.multiple
+    falling = range(request.hi, max(request.lo, 2 * step) - 1, -step)
+    usable: list[int] = [size for size in (default, *falling) if size in falling]
+    preferred = [size for size in usable if size not in avoid]
+    return [*preferred, *usable, request.hi][0]
 
 
 def _bind(

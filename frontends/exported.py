@@ -25,6 +25,7 @@ def capture_exported(
 ) -> Program:
     """The dims are those of the export; `requests` may name them and narrow their ranges."""
     report("decomposing")
+    _keep_symbols_only(exported)
     exported = decompose(exported)
     report("lifting")
     tensors: dict[str, torch.Tensor] = {**exported.state_dict, **exported.constants}
@@ -36,12 +37,12 @@ def capture_exported(
         origin="torch.export",
     )
     symbols = _input_symbols(program)
-    ranges = {str(symbol): bounds for symbol, bounds in exported.range_constraints.items()}
+    ranges = _symbol_ranges(exported, symbols)
     for request in requests.values():
         _name(program, request, symbols, ranges)
     for symbol, (binding, step) in symbols.items():
         if symbol not in program.dims:
-            lo, hi = _bounds(ranges.get(symbol))
+            lo, hi = ranges[symbol]
             if hi is None:
                 raise DynamicSpecError(
                     symbol,
@@ -50,6 +51,37 @@ def capture_exported(
                 )
             program.dims[symbol] = Dim(symbol, lo * step, hi * step, step)
     return program
+
+
+def _keep_symbols_only(exported: ExportedProgram) -> None:
+    """Loading a .pt2 files ranges of expressions (8*s0) among those of symbols, which decomposing rejects."""
+    for node in exported.graph.nodes:
+        for size in getattr(node.meta.get("val"), "shape", ()):
+            if isinstance(size, torch.SymInt):
+                known = size.node.shape_env.var_to_range
+                for expression in [key for key in known if not key.is_Symbol]:
+                    del known[expression]
+                return
+
+
+def _symbol_ranges(
+    exported: ExportedProgram, symbols: Mapping[str, tuple[Binding, int]]
+) -> dict[str, tuple[int, int | None]]:
+    """Symbol → its bounds, upper None if there is none.
+
+    For a derived size the export states the bounds of the expression; the symbol's own start at 2,
+    because tracing takes 0 and 1 for constants.
+    """
+    constraints = {str(key): _bounds(value) for key, value in exported.range_constraints.items()}
+    ranges: dict[str, tuple[int, int | None]] = {}
+    for symbol, (_, step) in symbols.items():
+        lo, hi = constraints.get(symbol, (1, None))
+        stated = constraints.get(f"{step}*{symbol}")
+        if stated is not None:
+            lo = -(-stated[0] // step)
+            hi = hi if stated[1] is None else stated[1] // step
+        ranges[symbol] = lo, hi
+    return ranges
 
 
 def _input_symbols(program: Program) -> dict[str, tuple[Binding, int]]:
@@ -74,7 +106,7 @@ def _name(
     program: Program,
     request: DimRequest,
     symbols: Mapping[str, tuple[Binding, int]],
-    ranges: Mapping[str, Any],
+    ranges: Mapping[str, tuple[int, int | None]],
 ) -> None:
     places = {str(binding): symbol for symbol, (binding, _) in symbols.items()}
     wanted = [places[str(binding)] for binding in request.bindings if str(binding) in places]
@@ -89,7 +121,7 @@ def _name(
         )
     symbol = wanted[0]
     step = symbols[symbol][1]
-    lo, hi = _bounds(ranges.get(symbol))
+    lo, hi = ranges[symbol]
     within = lo * step <= request.lo and (hi is None or request.hi <= hi * step)
     legal = request.lo % step == 0 and request.hi % step == 0 and step % request.multiple == 0
     if not (within and legal):
@@ -104,8 +136,6 @@ def _name(
 
 def _bounds(bounds: Any) -> tuple[int, int | None]:
     """Bounds of a value range as ints; no upper bound: None."""
-    if bounds is None:
-        return 1, None
     lo = max(1, int(bounds.lower)) if bounds.lower.is_finite else 1
     if not bounds.upper.is_finite or int(bounds.upper) >= sys.maxsize - 1:
         return lo, None

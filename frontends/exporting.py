@@ -51,7 +51,8 @@ def export_module(
 def decompose(program: ExportedProgram) -> ExportedProgram:
     """Core ATen plus the preserved ops; autocast and no_grad blocks are inlined."""
     with _quiet():
-        return program.run_decompositions(decomposition_table())
+        decomposed: ExportedProgram = program.run_decompositions(decomposition_table())
+    return decomposed
 
 
 def _export(

@@ -213,6 +213,7 @@ def name_dims(program: Program, requests: Sequence[DimRequest]) -> None:
             raise DimConstraintError(
                 request.text(),
                 f"{binding} became {size if expression is None else expression} in the graph",
-                f"the model fixes this size: leave {request.name!r} out, or tie it to the dim it follows",
+                "the model fixes this size, or has a branch for the example's: give example inputs of "
+                f"another size, or leave {request.name!r} out, or tie it to the dim it follows",
             )
         program.dims[str(unit)] = Dim(request.name, request.lo, request.hi, request.multiple)

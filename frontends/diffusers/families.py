@@ -86,13 +86,14 @@ def pixart(config: Config) -> Family:
 
 
 def dit(config: Config) -> Family:
-    return _latents(
-        config,
-        32,
-        config.get("patch_size", 2),
-        timestep=steps("batch"),
-        class_labels=constant(1, "batch", dtype=torch.int64),
-    )
+    """The model takes its token count for a square's, so the picture's size is fixed."""
+    side = _side(config, 32)
+    inputs = {
+        "hidden_states": normal("batch", config["in_channels"], side, side),
+        "timestep": steps("batch"),
+        "class_labels": constant(1, "batch", dtype=torch.int64),
+    }
+    return Family(inputs, {"batch": 2})
 
 
 def sana(config: Config) -> Family:

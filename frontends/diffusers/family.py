@@ -64,8 +64,10 @@ class Family:
         """Example inputs whose sizes lie in the requested ranges; the same on every call."""
         axes = self.axes()
         sizes = dict(self.sizes)
-        for name in sizes.keys() & requests.keys():
-            sizes[name] = example_size(adjusted(requests[name], axes), sizes[name])
+        for name in sorted(sizes.keys() & requests.keys()):
+            side = name in ("height", "width")
+            avoid = {self.sizes[name], sizes.get("height", 0)} if side else set()
+            sizes[name] = example_size(adjusted(requests[name], axes), sizes[name], avoid)
         generator = torch.Generator().manual_seed(SEED)
 
         def build(value: Any) -> Any:
