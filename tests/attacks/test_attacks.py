@@ -15,6 +15,9 @@ from tests.runtime import tiny
 from svdqc.compiler.artifact.read import read_artifact
 from svdqc.errors import SvdqcError
 
+# One worker builds the probe and opens the files.
+pytestmark = pytest.mark.xdist_group("attacks")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 STATUS = [
     "OK",
