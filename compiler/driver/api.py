@@ -32,8 +32,13 @@ class OutputUnwritable(SvdqcError):
     """The artifact could not be written where it is wanted."""
 
 
+def missing_packages() -> list[str]:
+    """What `svdqc[compile]` would install."""
+    return [name for name in COMPILER_PACKAGES if find_spec(name) is None]
+
+
 def require_compiler(where: str) -> None:
-    missing = [name for name in COMPILER_PACKAGES if find_spec(name) is None]
+    missing = missing_packages()
     if missing:
         found = f"only the runtime is installed ({', '.join(missing)} missing)"
         remedy = "install the compiler with: pip install 'svdqc[compile]'"

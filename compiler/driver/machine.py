@@ -5,14 +5,8 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import importlib.metadata
-import os
 import platform
-import shlex
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 CU_ATTRIBUTE_MAJOR, CU_ATTRIBUTE_MINOR = 75, 76
@@ -37,23 +31,6 @@ def package_version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def find_cxx() -> tuple[list[str], str] | None:
-    """The C++ compiler that code generation will use, and the first line of its --version: $CXX, else g++, clang++,
-    else the ziglang wheel. None where there is none.
-    """
-    candidates = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else []
-    candidates += [["g++"], ["clang++"]]
-    if find_spec("ziglang") is not None:
-        candidates.append([sys.executable, "-m", "ziglang", "c++"])
-    for command in candidates:
-        if shutil.which(command[0]) is None:
-            continue
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return command, done.stdout.partition("\n")[0]
-    return None
 
 
 def cpu_name() -> str:

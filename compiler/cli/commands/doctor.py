@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import click
 
 import svdqc
 from svdqc.compiler.cli.output import megabytes, output_options, print_json, print_table
-from svdqc.compiler.driver.machine import cpu_name, find_cxx, find_gpus, package_version
+from svdqc.compiler.driver.api import COMPILER_PACKAGES, missing_packages
+from svdqc.compiler.driver.machine import cpu_name, find_gpus, package_version
 from svdqc.errors import SvdqcError
 
 HELP = """Check this machine: what svdqc can do here, what is missing, and how to get it.
@@ -74,24 +73,22 @@ def _runtime() -> Iterator[Finding]:
 
 
 def _compiler() -> Iterator[Finding]:
-    cxx = find_cxx()
-    if cxx is None:
-        remedy = "install g++ or clang++, or: pip install 'svdqc[zig]'; or name one in $CXX"
-        yield Finding("C++ compiler", "note", "none; needed to compile models", remedy)
-    else:
-        yield Finding("C++ compiler", "ok", f"{' '.join(cxx[0])}: {cxx[1]}")
-    torch = package_version("torch")
     install = "pip install 'svdqc[compile]'"
-    if torch is None:
-        yield Finding("PyTorch", "note", "absent; needed to compile models", install)
-    else:
-        yield Finding("PyTorch", "ok", torch)
-    names = ("onnx", "jinja2", "networkx", "safetensors")
-    missing = [name for name in names if package_version(name) is None]
+    missing = missing_packages()
     if missing:
-        yield Finding("packages", "note", f"absent: {', '.join(missing)}", install)
+        absent = f"absent: {', '.join(missing)}; needed to compile models"
+        yield Finding("packages", "note", absent, install)
     else:
-        yield Finding("packages", "ok", ", ".join(f"{n} {package_version(n)}" for n in names))
+        versions = ", ".join(f"{name} {package_version(name)}" for name in COMPILER_PACKAGES)
+        yield Finding("packages", "ok", versions)
+        from svdqc.compiler.targets.toolchain import find_compiler
+
+        try:
+            compiler = find_compiler()
+            told = f"{' '.join(compiler.command)}: {compiler.version}"
+            yield Finding("C++ compiler", "ok", told)
+        except SvdqcError as error:
+            yield Finding("C++ compiler", "note", f"{error.found}; needed to compile", error.remedy)
     diffusers = package_version("diffusers")
     if diffusers is None:
         remedy = "pip install 'svdqc[diffusers]'"
@@ -125,12 +122,11 @@ def _state() -> Iterator[Finding]:
         yield Finding("trust list", "ok", f"{num_trusted} entries, {registry_path()}")
     except SvdqcError as error:
         yield Finding("trust list", "note", error.found, error.remedy)
+    if missing_packages():
+        return
+    from svdqc.compiler.targets.toolchain import cache_folder
+
     cache = cache_folder()
     files = [file for file in cache.rglob("*") if file.is_file()] if cache.is_dir() else []
     size = sum(file.stat().st_size for file in files)
     yield Finding("kernel cache", "ok", f"{len(files)} files, {megabytes(size)}, {cache}")
-
-
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base, "svdqc")
