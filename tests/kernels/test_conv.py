@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from tests.kernels.cpu_build import ISAS, build_harness, call, poisoned_scratch
+from tests.kernels.test_gemm_f32 import numpy_bits
 from torch.nn import functional
 
 from svdqc.compiler.targets.cpu_layouts_f32 import pack_conv, pack_depthwise
-from tests.kernels.cpu_build import ISAS, build_harness, call, poisoned_scratch
-from tests.kernels.test_gemm_f32 import numpy_bits
 
 EPS = 2.0**-24
 POISON = 12345.0

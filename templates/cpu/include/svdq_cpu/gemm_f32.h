@@ -37,7 +37,10 @@ constexpr int kTileRows = 2;
 constexpr int kTilePanels = 1;
 constexpr int kThinPanels = 1;
 #endif
-constexpr int64_t kKSlice = 384;
+constexpr int64_t kKSlice = 512;
+constexpr int64_t kBlockPanels = 12;  // of a K slice: 384 KB of f32 weights
+constexpr int64_t kPrefetchSteps =
+    32;  // ahead in each panel; the hardware stops at a page's end, every 64 f32 steps
 
 // A format says how one step of the tile loop reads x (A), a panel row (B), and multiplies them.
 // kStep is its number of k.
@@ -135,7 +138,10 @@ SVDQ_OUTLINE void gemm_tile(int64_t steps, const typename F::X* x, int64_t ldx,
 #pragma GCC unroll 4
   for (int64_t step = 0; step < steps; ++step) {
     typename F::B b[PANELS];
-    unroll<PANELS>([&](auto j) SVDQ_LAMBDA { b[j] = F::widen(w + j * panel_stride); });
+    unroll<PANELS>([&](auto j) SVDQ_LAMBDA {
+      b[j] = F::widen(w + j * panel_stride);
+      __builtin_prefetch(w + j * panel_stride + kPrefetchSteps * F::kStep * kLanes);
+    });
     unroll<ROWS>([&](auto i) SVDQ_LAMBDA {
       const typename F::A a = F::broadcast(x + i * ldx);
       unroll<PANELS>([&](auto j) SVDQ_LAMBDA { acc[i][j] = F::mac(a, b[j], acc[i][j]); });
@@ -181,6 +187,27 @@ SVDQ_INLINE void gemm_slice(int64_t rows, int64_t steps, const typename F::X* x,
   }
 }
 
+// One K slice of all panels in [0, num_panels), many rows.
+template <class F>
+SVDQ_OUTLINE void gemm_blocks(int64_t rows, int64_t steps, const typename F::X* x, int64_t ldx,
+                              const typename F::W* w, int64_t panel_stride, int64_t num_panels,
+                              float* out, int64_t ldo, bool accumulate) {
+  constexpr int64_t kStride = kKSlice + 64 / sizeof(typename F::X);  // an odd number of cache lines
+  alignas(64) typename F::X x_tile[kTileRows * kStride];
+  const size_t row_bytes = static_cast<size_t>(steps * F::kStep) * sizeof(typename F::X);
+  for (int64_t panel = 0; panel < num_panels; panel += kBlockPanels) {
+    const int64_t count = min_i64(kBlockPanels, num_panels - panel);
+    for (int64_t row = 0; row < rows; row += kTileRows) {
+      const int64_t tile_rows = min_i64(kTileRows, rows - row);
+      for (int64_t i = 0; i < tile_rows; ++i)
+        memcpy(x_tile + i * kStride, x + (row + i) * ldx, row_bytes);
+      gemm_slice<F, kTileRows, kTilePanels>(tile_rows, steps, x_tile, kStride,
+                                            w + panel * panel_stride, panel_stride, count,
+                                            out + row * ldo + panel * kLanes, ldo, accumulate);
+    }
+  }
+}
+
 template <class F>
 SVDQ_INLINE void gemm_strided(int64_t rows, int64_t k, const typename F::X* x, int64_t ldx,
                               const typename F::W* w, int64_t panel_stride, int64_t panel_begin,
@@ -198,8 +225,8 @@ SVDQ_INLINE void gemm_strided(int64_t rows, int64_t k, const typename F::X* x, i
       gemm_slice<F, 2, kThinPanels>(rows, count, x_slice, ldx, w_slice, panel_stride,
                                     panel_end - panel_begin, out, ldo, add);
     } else {
-      gemm_slice<F, kTileRows, kTilePanels>(rows, count, x_slice, ldx, w_slice, panel_stride,
-                                            panel_end - panel_begin, out, ldo, add);
+      gemm_blocks<F>(rows, count, x_slice, ldx, w_slice, panel_stride, panel_end - panel_begin, out,
+                     ldo, add);
     }
     first += count;
   } while (first < steps);
