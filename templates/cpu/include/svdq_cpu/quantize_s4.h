@@ -221,16 +221,19 @@ SVDQ_INLINE f32x4 group_scales(const f32x16* z) {
   return reduce_max4(largest) / highest_code(RANGE);
 }
 
+SVDQ_INLINE void store_hat(float* p, f32x16 a) { store(p, a); }
+SVDQ_INLINE void store_hat(uint16_t* p, f32x16 a) { store_bf16(p, a); }
+
 /* COUNT neighbouring groups, all in registers. */
-template <int GROUP, int COUNT, ActRange RANGE, bool ROTATE>
-SVDQ_INLINE void quantize_groups(const float* x, const float* inv_smooth, f32x16 offset,
-                                 float* x_hat, int8_t* codes, float* x_scale) {
+template <int GROUP, int COUNT, ActRange RANGE, bool ROTATE, typename Hat>
+SVDQ_INLINE void quantize_groups(const float* x, const float* inv_smooth, f32x16 offset, Hat* x_hat,
+                                 int8_t* codes, float* x_scale) {
   constexpr int kVectors = GROUP / 16 * COUNT;
   f32x16 z[kVectors];
   unroll<kVectors>([&](auto i) SVDQ_LAMBDA {
     z[i] = load(x + 16 * i) + offset;
     if (inv_smooth != nullptr) z[i] = as_rounded(z[i] * load(inv_smooth + 16 * i));
-    if (x_hat != nullptr) store(x_hat + 16 * i, z[i]);
+    if (x_hat != nullptr) store_hat(x_hat + 16 * i, z[i]);
   });
   if constexpr (ROTATE) {
     unroll<kVectors / 4>([&](auto i) SVDQ_LAMBDA { butterfly64(z + 4 * i); });
@@ -247,11 +250,10 @@ SVDQ_INLINE void quantize_groups(const float* x, const float* inv_smooth, f32x16
   });
 }
 
-}  // namespace detail
-
-template <int GROUP, ActRange RANGE, bool ROTATE>
-void quantize_s4(int64_t rows, int64_t k, const float* x, int64_t ldx, const float* inv_smooth,
-                 float shift, float* x_hat, int64_t ld_hat, int8_t* codes, float* x_scale) {
+template <int GROUP, ActRange RANGE, bool ROTATE, typename Hat>
+SVDQ_INLINE void quantize_rows(int64_t rows, int64_t k, const float* x, int64_t ldx,
+                               const float* inv_smooth, float shift, Hat* x_hat, int64_t ld_hat,
+                               int8_t* codes, float* x_scale) {
   static_assert(GROUP == 32 || GROUP == 64 || GROUP == 128, "groups of 32, 64 or 128 along k");
   static_assert(!ROTATE || RANGE != ActRange::Unsigned15, "a rotation makes values negative");
   // As many groups at once as registers hold, so that their reductions and divisions share work;
@@ -262,7 +264,7 @@ void quantize_s4(int64_t rows, int64_t k, const float* x, int64_t ldx, const flo
   for (int64_t row = 0; row < rows; ++row) {
     int64_t k0 = 0;
     const auto quantize = [&](auto count) SVDQ_LAMBDA {
-      detail::quantize_groups<GROUP, count, RANGE, ROTATE>(
+      quantize_groups<GROUP, count, RANGE, ROTATE>(
           x + row * ldx + k0, inv_smooth == nullptr ? nullptr : inv_smooth + k0, offset,
           x_hat == nullptr ? nullptr : x_hat + row * ld_hat + k0, codes + row * k + k0,
           x_scale + row * (k / GROUP) + k0 / GROUP);
@@ -271,6 +273,24 @@ void quantize_s4(int64_t rows, int64_t k, const float* x, int64_t ldx, const flo
     while (k - k0 >= kMost * GROUP) quantize(std::integral_constant<int, kMost>{});
     while (k - k0 >= kLeast * GROUP) quantize(std::integral_constant<int, kLeast>{});
   }
+}
+
+}  // namespace detail
+
+template <int GROUP, ActRange RANGE, bool ROTATE>
+void quantize_s4(int64_t rows, int64_t k, const float* x, int64_t ldx, const float* inv_smooth,
+                 float shift, float* x_hat, int64_t ld_hat, int8_t* codes, float* x_scale) {
+  detail::quantize_rows<GROUP, RANGE, ROTATE>(rows, k, x, ldx, inv_smooth, shift, x_hat, ld_hat,
+                                              codes, x_scale);
+}
+
+/* The same, with x_hat rounded to bfloat16: what gemm_bf16dot reads. Codes and scales come from the
+ * f32 values, so they are the same bits. */
+template <int GROUP, ActRange RANGE, bool ROTATE>
+void quantize_s4_bf16(int64_t rows, int64_t k, const float* x, int64_t ldx, const float* inv_smooth,
+                      float shift, uint16_t* x_hat, int64_t ld_hat, int8_t* codes, float* x_scale) {
+  detail::quantize_rows<GROUP, RANGE, ROTATE>(rows, k, x, ldx, inv_smooth, shift, x_hat, ld_hat,
+                                              codes, x_scale);
 }
 
 }  // namespace svdq
