@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from draw import MODEL, EagerModel
+from draw import MODEL, EagerModel, QuantizedModel
 from numpy.typing import NDArray
 from sampling import NUM_STEPS, Words, draw, psnr
 from sheet import contact_sheet
@@ -101,7 +101,7 @@ def main() -> None:
     compile_seconds = compile_model(eager, samples, artifact, recipe)
 
     print("3. drawing every prompt in 16 and in 4 bits, same noise", flush=True)
-    quantized = svdqc.load(artifact)
+    quantized = QuantizedModel(artifact)
     (pictures_16, pictures_4), (seconds_16, seconds_4) = draw_both(
         [eager, quantized], words, prompts
     )

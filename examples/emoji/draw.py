@@ -44,12 +44,29 @@ class EagerModel:
         return {"sample": sample.float().numpy()}
 
 
-def open_model(artifact: str | None, threads: int) -> Any:
-    if artifact is None:
-        return EagerModel()
-    import svdqc
+class QuantizedModel:
+    """An artifact, run by svdqc without PyTorch. numpy has no bfloat16: ml_dtypes brings it."""
 
-    return svdqc.load(artifact, threads=threads)
+    def __init__(self, artifact: str | Path, threads: int = 0) -> None:
+        import svdqc
+
+        self.model = svdqc.load(artifact, threads=threads)
+        self._dtypes = {port.name: port.dtype for port in self.model.inputs}
+
+    def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        given = {name: self._narrowed(name, value) for name, value in inputs.items()}
+        return {"sample": np.asarray(self.model(**given)["sample"], np.float32)}
+
+    def _narrowed(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        if self._dtypes.get(name) != "bf16":
+            return value
+        from ml_dtypes import bfloat16
+
+        return value.astype(bfloat16)
+
+
+def open_model(artifact: str | None, threads: int) -> Any:
+    return EagerModel() if artifact is None else QuantizedModel(artifact, threads)
 
 
 def main() -> None:
