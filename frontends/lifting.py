@@ -184,6 +184,10 @@ def _mangle(name: str) -> str:
 
 def _source(node: Node, source_of: SourceOf | None) -> str:
     """Module path of the innermost module that made the node: `transformer_blocks.0.attn.to_q`."""
+    custom = node.meta.get("custom") or {}
+    if "source" in custom:
+        # An ONNX graph is one module: its nodes bring their own names.
+        return str(custom["source"])
     stack = node.meta.get("nn_module_stack") or {}
     path = str(next(reversed(stack.values()))[0]) if stack else ""
     path = path.removeprefix("L['self'].").partition("@")[0]
