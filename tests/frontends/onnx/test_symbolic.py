@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from tests.frontends.onnx.build import model_of, module_of, node
+from tests.frontends.onnx.build import model_of, module_of, node, saved
 
+from svdqc.frontends import capture
 from svdqc.frontends.onnx import OnnxModule
 
 I64 = np.int64
@@ -179,3 +180,17 @@ def test_linear__weights_become_linear_layers(tmp_path: Path) -> None:
     targets = [str(n.target) for n in program.graph.nodes]
     assert targets.count("aten.linear.default") == 2
     assert "aten.matmul.default" not in targets
+
+
+def test_capture__program_keeps_names_and_dims(tmp_path: Path) -> None:
+    weights = {"blocks.0.weight": np.eye(4, dtype=np.float32)}
+    nodes = [node("MatMul", ["x", "blocks.0.weight"], ["h"]), node("Relu", ["h"], ["out.0"])]
+    model = model_of(nodes, {"x": ["batch", "tokens", 4]}, ["out.0"], weights)
+    program = capture(saved(model, tmp_path), dynamic="batch=1:4,tokens=2:64")
+    x = torch.randn(3, 7, 4)
+    assert torch.equal(program.run({"x": x})[0], torch.relu(x))
+    assert {dim.name for dim in program.dims.values()} == {"batch", "tokens"}
+    assert [spec.name for spec in program.outputs] == ["out.0"]
+    assert "blocks.0.weight" in program.weights
+    sources = {n.meta["source"] for n in program.graph_module.graph.nodes if "relu" in n.name}
+    assert sources == {"relu_out.0"}
