@@ -147,11 +147,9 @@ void Session::walk(unsigned thread) {
       if (begin >= state.num_tasks) break;
       const int64_t end = std::min(begin + state.chunk, state.num_tasks);
       kernel(&args, begin, end);
-      if (profiling_) {
-        // Whoever is last overwrites; the others' times are earlier.
-        if (state.done.load() + (end - begin) == state.num_tasks) finished_ns_[i] = now_ns();
-      }
+      const int64_t finished_ns = profiling_ ? now_ns() : 0;
       last = state.done.fetch_add(end - begin) + (end - begin) == state.num_tasks;
+      if (last && profiling_) finished_ns_[i] = finished_ns;
     }
     if (last) {
       barrier_.finished();

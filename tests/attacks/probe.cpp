@@ -1,8 +1,11 @@
 // Opens hostile files under sanitizers.
 //
 //   probe open FILE...              one line per file: status, tab, message
-//   probe fuzz FILE SEED SECONDS    mutates the file, its manifest and its plan (checksums made to match) until the
-//                                   time is over; prints how many of each were tried and how many were accepted
+//   probe calls FILE                calls that break the interface's rules, and good ones between
+//   them probe fuzz FILE SEED SECONDS    mutates the file, its manifest and its plan (checksums
+//   made to match) until the
+//                                   time is over; prints how many of each were tried and how many
+//                                   were accepted
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -92,13 +95,19 @@ class Fuzzer {
 
  private:
   void mutate(Bytes& bytes, size_t begin, size_t end) {
-    static constexpr uint8_t kInteresting[] = {0, 1, 0x7f, 0x80, 0xff, '"', '{', '[', '-', '9', ','};
+    static constexpr uint8_t kInteresting[] = {0,   1,   0x7f, 0x80, 0xff, '"',
+                                               '{', '[', '-',  '9',  ','};
     for (size_t i = 1 + random_() % 4; i > 0; --i) {
       uint8_t& byte = bytes[begin + random_() % (end - begin)];
       switch (random_() % 3) {
-        case 0: byte ^= static_cast<uint8_t>(1u << random_() % 8); break;
-        case 1: byte = kInteresting[random_() % sizeof kInteresting]; break;
-        default: byte = static_cast<uint8_t>(random_());
+        case 0:
+          byte ^= static_cast<uint8_t>(1u << random_() % 8);
+          break;
+        case 1:
+          byte = kInteresting[random_() % sizeof kInteresting];
+          break;
+        default:
+          byte = static_cast<uint8_t>(random_());
       }
     }
   }
@@ -118,6 +127,88 @@ class Fuzzer {
   std::string path_;
 };
 
+#define REQUIRE(condition)                                       \
+  do {                                                           \
+    if (!(condition)) {                                          \
+      std::printf("line %d: %s\n", __LINE__, svdq_last_error()); \
+      return 1;                                                  \
+    }                                                            \
+  } while (0)
+
+// `path` is the tiny artifact of tests/runtime/tiny.py.
+int bad_calls(const char* path) {
+  svdq_model* model = nullptr;
+  svdq_session* session = nullptr;
+  svdq_port port;
+  REQUIRE(svdq_open(nullptr, 0, &model) == SVDQ_BAD_ARGUMENT);
+  REQUIRE(svdq_open(path, 0, nullptr) == SVDQ_BAD_ARGUMENT);
+  REQUIRE(svdq_open(path, 1u << 31, &model) == SVDQ_BAD_ARGUMENT && model == nullptr);
+  REQUIRE(svdq_open(path, SVDQ_INSPECT_ONLY, &model) == SVDQ_OK);
+  REQUIRE(svdq_session_create(model, nullptr, &session) == SVDQ_BAD_ARGUMENT && session == nullptr);
+  svdq_close(model);
+  REQUIRE(svdq_open(path, SVDQ_TRUST_CODE, &model) == SVDQ_OK);
+  REQUIRE(svdq_get_port(model, SVDQ_INPUT, 2, &port) == SVDQ_BAD_ARGUMENT);
+  REQUIRE(svdq_get_port(model, SVDQ_INPUT, SIZE_MAX, &port) == SVDQ_BAD_ARGUMENT);
+  REQUIRE(svdq_get_port(nullptr, SVDQ_INPUT, 0, &port) == SVDQ_BAD_ARGUMENT);
+  svdq_session_options options = {1, 0, 0};
+  REQUIRE(svdq_session_create(model, &options, &session) == SVDQ_BAD_ARGUMENT);
+  options = {sizeof options, 3, 1};
+  REQUIRE(svdq_session_create(model, &options, &session) == SVDQ_OK);
+  svdq_close(model);  // the session keeps what it needs
+
+  std::vector<float> x(8 * 64 + 1), y(8 * 64), total(8);
+  std::vector<int64_t> gate(8);
+  const svdq_tensor good_in[2] = {{"x", x.data(), SVDQ_F32, 2, {2, 8}},
+                                  {"gate.0", gate.data(), SVDQ_I64, 1, {2}}};
+  const svdq_tensor good_out[2] = {{nullptr, y.data(), SVDQ_F32, 2, {2, 8}},
+                                   {nullptr, total.data(), SVDQ_F32, 1, {2}}};
+  const auto run_with = [&](auto change) {
+    svdq_tensor in[2] = {good_in[0], good_in[1]}, out[2] = {good_out[0], good_out[1]};
+    change(in, out);
+    return svdq_run(session, in, 2, out, 2);
+  };
+  const svdq_launch_time* times;
+  size_t num_times;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    REQUIRE(run_with([](auto*, auto*) {}) == SVDQ_OK);
+    REQUIRE(svdq_profile(session, &times, &num_times) == SVDQ_OK && num_times == 2);
+    REQUIRE(svdq_run(nullptr, good_in, 2, good_out, 2) == SVDQ_BAD_ARGUMENT);
+    REQUIRE(svdq_run(session, nullptr, 2, good_out, 2) == SVDQ_BAD_ARGUMENT);
+    REQUIRE(svdq_run(session, good_in, 2, nullptr, 2) == SVDQ_BAD_ARGUMENT);
+    REQUIRE(svdq_run(session, good_in, 1, good_out, 2) == SVDQ_BAD_INPUT);
+    REQUIRE(svdq_run(session, good_in, 2, good_out, 1) == SVDQ_BAD_INPUT);
+    for (const int32_t ndim : {-1, 0, 1, 3, 9, INT32_MAX, INT32_MIN}) {
+      REQUIRE(run_with([=](auto* in, auto*) { in[0].ndim = ndim; }) == SVDQ_BAD_INPUT);
+      REQUIRE(run_with([=](auto*, auto* out) { out[0].ndim = ndim; }) == SVDQ_BAD_INPUT);
+    }
+    for (const int32_t dtype : {-1, 10, INT32_MAX}) {
+      REQUIRE(run_with([=](auto* in, auto*) { in[0].dtype = dtype; }) == SVDQ_BAD_INPUT);
+    }
+    for (const int64_t size : {int64_t{-1}, int64_t{0}, int64_t{9}, INT64_MAX, INT64_MIN}) {
+      REQUIRE(run_with([=](auto* in, auto*) { in[0].shape[0] = size; }) == SVDQ_BAD_DIM);
+      REQUIRE(run_with([=](auto* in, auto*) { in[1].shape[0] = size; }) == SVDQ_BAD_DIM);
+      REQUIRE(run_with([=](auto*, auto* out) { out[1].shape[0] = size; }) == SVDQ_BAD_DIM);
+    }
+    REQUIRE(run_with([](auto* in, auto*) { in[0].data = nullptr; }) == SVDQ_BAD_INPUT);
+    REQUIRE(run_with([](auto*, auto* out) { out[1].data = nullptr; }) == SVDQ_BAD_INPUT);
+    REQUIRE(run_with([&](auto* in, auto*) {
+              in[0].data = reinterpret_cast<char*>(x.data()) + 1;
+            }) == SVDQ_BAD_INPUT);
+    REQUIRE(run_with([&](auto*, auto* out) { out[0].data = x.data() + 8; }) == SVDQ_BAD_INPUT);
+    REQUIRE(run_with([&](auto*, auto* out) { out[1].data = y.data(); }) == SVDQ_BAD_INPUT);
+    REQUIRE(run_with([](auto* in, auto*) { in[0].name = ""; }) == SVDQ_BAD_INPUT);
+    REQUIRE(run_with([](auto* in, auto*) { in[0].name = "gate.0"; }) == SVDQ_BAD_INPUT);
+    svdq_tensor shapes[3] = {};
+    REQUIRE(svdq_output_shapes(session, good_in, 2, shapes, 3) == SVDQ_BAD_ARGUMENT);
+    REQUIRE(svdq_output_shapes(session, good_in, 2, shapes, 2) == SVDQ_OK &&
+            shapes[0].shape[1] == 8);
+  }
+  svdq_session_destroy(session);
+  svdq_session_destroy(nullptr);
+  svdq_close(nullptr);
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -128,6 +219,7 @@ int main(int argc, char** argv) {
     }
     return 0;
   }
+  if (argc == 3 && std::strcmp(argv[1], "calls") == 0) return bad_calls(argv[2]);
   if (argc == 5 && std::strcmp(argv[1], "fuzz") == 0) {
     Fuzzer fuzzer(read_file(argv[2]), argv[2], static_cast<unsigned>(std::atoi(argv[3])));
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(argv[4]));

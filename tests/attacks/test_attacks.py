@@ -132,3 +132,10 @@ def test_attacks__canonical_json_round_trips(good: Path) -> None:
     """The table above changes one thing at a time only if nothing else changes by taking the file apart."""
     craft = Craft.of(good)
     assert canonical(craft.manifest) in good.read_bytes()
+
+
+def test_attacks__calls_that_break_the_rules(probe: Path, good: Path) -> None:
+    done = subprocess.run(
+        [probe, "calls", good], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as c
 import json
 import os
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,7 @@ class Session:
     ) -> None:
         self._handle = handle
         self._ports = {port.name: port for port in inputs}
-        self._num_outputs = 0
+        self._turn = threading.Lock()  # `close` waits for a call in another thread
         self._pointer = c.c_void_p()
         self._destroy = library().svdq_session_destroy
         options = SessionOptions(c.sizeof(SessionOptions), max(0, threads), int(profile))
@@ -92,12 +93,13 @@ class Session:
         tensors = [read_tensor(n, v, self._expected(n)) for n, v in named]
         arguments = _pack(tensors, [n for n, _ in named])
         results = (Tensor * num_outputs)()
-        check(self._call("svdq_output_shapes", arguments, results))
         kind = OutputKind([v for _, v in named])
-        outputs = [kind.allocate(DTYPES[r.dtype], tuple(r.shape[: r.ndim])) for r in results]
-        for result, output in zip(results, outputs, strict=True):
-            result.data = output.address
-        check(self._call("svdq_run", arguments, results))
+        with self._turn:
+            self._call("svdq_output_shapes", arguments, results)
+            outputs = [kind.allocate(DTYPES[r.dtype], tuple(r.shape[: r.ndim])) for r in results]
+            for result, output in zip(results, outputs, strict=True):
+                result.data = output.address
+            self._call("svdq_run", arguments, results)
         return Outputs(
             (r.name.decode(), kind.finish(o)) for r, o in zip(results, outputs, strict=True)
         )
@@ -105,30 +107,31 @@ class Session:
     def _expected(self, name: str) -> str | None:
         return self._ports[name].dtype if name in self._ports else None
 
-    def _call(self, function: str, arguments: Any, results: Any) -> int:
+    def _call(self, function: str, *arguments: Any) -> None:
+        """Call with the session and each array's length after it."""
         if not self._pointer:
             raise BadArgument("[run] 'session': it is closed; load the model again.")
-        status = getattr(library(), function)(
-            self._pointer, arguments, len(arguments), results, len(results)
-        )
-        return int(status)
+        with_lengths = [part for array in arguments for part in (array, len(array))]
+        check(getattr(library(), function)(self._pointer, *with_lengths))
 
     def profile(self) -> list[LaunchProfile]:
         """The launches of the last call, in order."""
         times = c.POINTER(LaunchTime)()
         count = c.c_size_t()
-        if not self._pointer:
-            raise BadArgument("[profile] 'session': it is closed; load the model again.")
-        check(library().svdq_profile(self._pointer, c.byref(times), c.byref(count)))
-        return [
-            LaunchProfile(t.label.decode(), t.kernel.decode(), t.microseconds)
-            for t in times[: count.value]
-        ]
+        with self._turn:
+            if not self._pointer:
+                raise BadArgument("[profile] 'session': it is closed; load the model again.")
+            check(library().svdq_profile(self._pointer, c.byref(times), c.byref(count)))
+            measured = times[: count.value]
+            return [
+                LaunchProfile(t.label.decode(), t.kernel.decode(), t.microseconds) for t in measured
+            ]
 
     def close(self) -> None:
-        if self._pointer:
-            self._destroy(self._pointer)
-            self._pointer = c.c_void_p()
+        with self._turn:
+            if self._pointer:
+                self._destroy(self._pointer)
+                self._pointer = c.c_void_p()
 
     def __del__(self) -> None:
         if getattr(self, "_pointer", None):

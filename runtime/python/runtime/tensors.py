@@ -87,7 +87,10 @@ def read_tensor(name: str, value: Any, expected_dtype: str | None) -> HostTensor
                     name, f"cannot be read through DLPack: {error}", "move it to the CPU"
                 ) from error
     if hasattr(value, "__array__"):
-        return _read_numpy(name, np.asarray(value))
+        try:
+            return _read_numpy(name, np.asarray(value))
+        except (RuntimeError, TypeError, ValueError) as error:  # memory of another device
+            raise BadTensor(name, f"cannot be read: {error}", "move it to the CPU") from error
     raise BadTensor(
         name, f"a {type(value).__name__}", "give a numpy array, a torch tensor or any DLPack tensor"
     )
