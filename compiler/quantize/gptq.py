@@ -23,6 +23,7 @@ from svdqc.compiler.quantize.ranges import reciprocal
 
 _DAMPING = 1e-4
 _LARGEST_DAMPING = 1.0
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -49,24 +50,30 @@ def factor(hessian: Tensor, group_size: int) -> FeedbackFactor:
     # The flipped Cholesky factor of the flipped matrix is upper triangular: H = V V.T.
     backwards = order.flip(0)
     flipped = hessian[backwards][:, backwards]
-    mean = diagonal.mean()
-    damping = _DAMPING
-    while True:
-        damped = flipped + torch.diag(torch.full_like(diagonal, float(damping * mean) + 1e-30))
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            break
-        damping *= 10.0
-        if damping > _LARGEST_DAMPING:
-            raise NonFiniteSamples(
-                "gptq",
-                "hessian",
-                "no positive definite form",
-                "check the samples for NaN or infinity",
-            )
+    lower = damped_cholesky(flipped)
     upper = lower.flip(0, 1)
     root = upper.diagonal()
     return FeedbackFactor(order, upper / root.unsqueeze(0), root.square())
+
+
+def damped_cholesky(matrix: Tensor) -> Tensor:
+    """The lower Cholesky factor of matrix + d I, d the least of a geometric row that makes it positive definite."""
+    mean = float(matrix.diagonal().mean())
+    damping = _DAMPING
+    while damping <= _LARGEST_DAMPING:
+        damped = matrix.clone()
+        damped.diagonal().add_(damping * mean + _TINY)
+        lower: Tensor
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return lower
+        damping *= 10.0
+    raise NonFiniteSamples(
+        "gptq",
+        "hessian",
+        "found no positive definite form",
+        "check the samples for NaN or infinity, or for values beyond 1e18",
+    )
 
 
 def quantize_with_feedback(

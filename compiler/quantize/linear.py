@@ -19,6 +19,7 @@ from torch import Tensor
 from svdqc.compiler.quantize.codecs import decode_activation, encode_activation
 from svdqc.compiler.quantize.errors import (
     IndivisibleGroup,
+    InvalidRecipe,
     MalformedWeight,
     NonFiniteSamples,
     NonFiniteWeight,
@@ -107,6 +108,10 @@ def quantize_linear(
     progress                 called with the name of each stage
     name                     of the layer, for messages
     """
+    if recipe.precision == "none":
+        raise InvalidRecipe(
+            "quantize_linear", name, "found precision 'none'", "leave the layer as it is instead"
+        )
     weight = _checked_weight(weight, recipe, name)
     notes: list[str] = []
     out_features, in_features = weight.shape
@@ -313,7 +318,8 @@ def _checked_weight(weight: Tensor, recipe: Recipe, name: str) -> Tensor:
         raise MalformedWeight(
             "quantize_linear",
             name,
-            f"found a weight {list(weight.shape)} {weight.dtype}; required [out_features, in_features] in floating point",
+            f"found a weight {list(weight.shape)} {weight.dtype}; "
+            "required [out_features, in_features] in floating point",
             "pass the linear's weight matrix",
         )
     if weight.shape[1] % recipe.group_size:

@@ -31,8 +31,8 @@ RANGES = {
 class ActivationFormat:
     """How the activations of one linear are quantized, per token and group.
 
-    x_hat = (x + shift) * inv_smooth, rotated in blocks of 64 channels where `rotate`, then coded by `encoding` and `range`.
-    The scales of "e2m1" are E4M3 values times `tensor_scale`.
+    x_hat = (x + shift) * inv_smooth, rotated in blocks of 64 channels where `rotate`, then coded by `encoding` and
+    `range`. The scales of "e2m1" are E4M3 values times `tensor_scale`.
     """
 
     bits: int = 4
@@ -86,7 +86,7 @@ def group_scales(x_grouped: Tensor, range_name: str, bits: int = 4) -> Tensor:
 
 
 def _extreme(x_grouped: Tensor) -> Tensor:
-    """The element of largest magnitude of each group, the first of equals: [..., groups, group_size] -> [..., groups]."""
+    """The element of largest magnitude of each group, the first of equals: [..., group_size] -> [...]."""
     least, most = torch.aminmax(x_grouped, dim=-1)
     extreme = torch.where(most > -least, most, least)
     tied = (most == -least) & (most != 0)

@@ -78,15 +78,15 @@ def linear_s4(
     x_codes = codes.reshape(rows, groups, group_size).to(exact)
     w_grouped = w_codes.reshape(-1, groups, group_size).to(exact)
     x_scale, w_scale = scale.reshape(rows, groups), w_scale.to(torch.float32)
-    y = torch.zeros(rows, w_codes.shape[0], dtype=torch.float32)
+    y = torch.zeros(rows, w_codes.shape[0], dtype=torch.float32, device=codes.device)
     for g in range(groups):
         sums = (x_codes[:, g] @ w_grouped[:, g].T).to(torch.float32)
         y += sums * (x_scale[:, g, None] * w_scale[None, :, g])
     if lora_up.shape[1]:
-        y += low.reshape(rows, -1) @ lora_up.to(torch.float32).T
+        y += low.reshape(rows, lora_up.shape[1]) @ lora_up.to(torch.float32).T
     if bias is not None:
         y += bias.to(torch.float32)
-    return y.reshape(*codes.shape[:-1], -1)
+    return y.reshape(*codes.shape[:-1], w_codes.shape[0])
 
 
 def dequantize_weight(w_codes: Tensor, w_scale: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 from svdqc.compiler.quantize.codecs import Codec, Fp8Codec, IntegerCodec, Nvfp4Codec
 from svdqc.compiler.quantize.gptq import (
     FeedbackFactor,
+    damped_cholesky,
     factor,
     quantize_with_feedback,
     round_to_nearest,
@@ -177,7 +178,7 @@ def _model(case: Smoothed, recipe: Recipe) -> _Model:
     energy = torch.empty_like(noise)
     energy[factored.order] = factored.energy
     rounding = WEIGHT_NOISE * group_mean(energy, case.activation.group_size)
-    lower = torch.linalg.cholesky(hessian)
+    lower = damped_cholesky(hessian)
     return _Model(covariance, hessian, lower, noise, rounding, factored, recipe.shrink)
 
 

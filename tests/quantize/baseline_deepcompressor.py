@@ -1,8 +1,8 @@
 """DeepCompressor's default recipe, with and without GPTQ, written independently of svdqc: the baseline to beat.
 
 Steps, as in github.com/nunchaku-ai/deepcompressor's svdquant configurations:
-1. smooth    lambda = absmax(X)^a / absmax(W)^b over 39 candidates; objective: output error with X and W quantized and the
-             rank-r branch inside;
+1. smooth    lambda = absmax(X)^a / absmax(W)^b over 39 candidates; objective: output error with X and W quantized
+             and the rank-r branch inside;
 2. low rank  L = SVD_r(W - Qw), Qw = Q(W - L), at most 100 times, stop at the first increase, keep the best;
 3. weights   plain absmax ranges, round to nearest, or GPTQ (damp 0.01, act-order, static groups) on the residual;
 4. activations  per token and group, dynamic.
