@@ -94,6 +94,19 @@ def test_external__mapped_without_copy_and_aligned_or_not(tmp_path: Path) -> Non
     assert torch.equal(module(x=torch.zeros(4))["y"], torch.arange(4.0))
 
 
+def test_external__larger_than_memory_is_only_mapped(tmp_path: Path) -> None:
+    rows = 1 << 23
+    with (tmp_path / "w.bin").open("wb") as file:
+        try:
+            file.truncate(rows * 1024 * 4)  # 32 GiB of holes
+        except OSError:
+            pytest.skip("this file system has no sparse files")
+    model = model_of([node("Gather", ["w", "i"], ["y"])], {"i": (TensorProto.INT64, [2])}, ["y"])
+    model.graph.initializer.append(external("w", [rows, 1024], location="w.bin"))
+    module = module_of(model, tmp_path)
+    assert torch.equal(module(i=torch.tensor([0, -1]))["y"], torch.zeros(2, 1024))
+
+
 @pytest.mark.parametrize(
     "location",
     ["/etc/hostname", "../w.bin", "sub/../../w.bin", "C:\\w.bin", "..\\w.bin", "", "a\0b"],
