@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 import svdqc
+from svdqc.compiler.cli.output import printable
 from svdqc.errors import SvdqcError
 
 EXIT_ERROR = 2
@@ -70,7 +71,7 @@ def run(arguments: list[str]) -> int:
         result = group.main(arguments, prog_name="svdqc", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except SvdqcError as error:
-        print(f"svdqc: {error}", file=sys.stderr)
+        print(f"svdqc: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR
     except (KeyboardInterrupt, click.Abort):
         print("\nsvdqc: interrupted; nothing was written", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 WIDE = 160
+FIRST_COLUMNS = ("name", "layer", "op", "target")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
@@ -44,7 +45,8 @@ def print_report(report: Mapping[str, Any], title: str = "") -> None:
         if isinstance(value, Mapping):
             print_report(value, heading)
         else:
-            columns = list(dict.fromkeys(key for record in value for key in record))
+            keys = dict.fromkeys(key for record in value for key in record)
+            columns = sorted(keys, key=lambda key: key not in FIRST_COLUMNS)
             rows = [[record.get(column, "") for column in columns] for record in value]
             print_table(f"{heading} ({len(rows)})", [_words(c) for c in columns], rows)
 
@@ -125,7 +127,12 @@ def _cell(value: Any) -> str:
         return ", ".join(f"{_words(key)}={_cell(item)}" for key, item in value.items())
     if isinstance(value, list | tuple | set):
         return ", ".join(map(_cell, value))
-    return str(value)
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped: names in a file must not drive the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _is_number(text: str) -> bool:

@@ -68,7 +68,16 @@ def read_tensors(path: str | os.PathLike[str], where: str = "inputs") -> dict[st
         raise TensorFileMissing(where, str(path), "no such file", remedy)
     try:
         return _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file)
-    except (ValueError, KeyError, OSError, EOFError, struct.error, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        EOFError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
         found = f"not a readable {file.suffix} file ({error})"
         raise TensorFileDamaged(where, str(path), found, "write the file again") from error
 
@@ -149,7 +158,7 @@ def _read_safetensors(file: Path) -> dict[str, Array]:
         (header_bytes,) = struct.unpack("<Q", stream.read(8))
         if header_bytes > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {header_bytes} bytes")
-        header = json.loads(stream.read(header_bytes))
+        header: dict[str, Any] = json.loads(stream.read(header_bytes))
         start = stream.tell()
         tensors: dict[str, Array] = {}
         for name, entry in header.items():
