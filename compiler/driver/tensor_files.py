@@ -42,6 +42,10 @@ _TO_NUMPY = {
     "F64": "<f8",
     "BF16": "<u2",
 }
+_DAMAGE = (
+    *(ValueError, KeyError, TypeError, AttributeError, OSError, EOFError),
+    *(struct.error, zipfile.BadZipFile),
+)
 _FROM_NUMPY = {np.dtype(text): name for name, text in _TO_NUMPY.items() if name != "BF16"}
 
 
