@@ -66,11 +66,23 @@ def _check_names(plan: Plan) -> None:
 
 def _check_expressions(plan: Plan) -> None:
     """No expression exceeds 64 bits or divides by less than 1, for any legal dims."""
+    dims = {dim.name: dim for dim in plan.dims}
     checked: set[IntExpr] = set()
     for where, expr in _expressions(plan):
-        if expr not in checked:
-            _check_expression(where, expr)
-            checked.add(expr)
+        if expr in checked:
+            continue
+        checked.add(expr)
+        for found in expr.symbols():
+            dim = dims.get(found.name)
+            if dim is None:
+                raise PlanFormatError(where, f"{expr} uses {found.name!r}, which is not a dim")
+            if found.lo > dim.lo or found.hi < dim.hi:  # or its bounds would prove nothing
+                raise PlanRangeError(
+                    where,
+                    f"{expr} takes {found.name!r} to be in [{found.lo}, {found.hi}], "
+                    f"the dim is in [{dim.lo}, {dim.hi}]",
+                )
+        _check_expression(where, expr)
     if not 0 <= plan.arena_bytes <= MAX_ARENA_BYTES:
         raise PlanRangeError("arena", f"{plan.arena_bytes} bytes; at most {MAX_ARENA_BYTES}")
 

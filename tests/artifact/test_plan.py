@@ -146,6 +146,7 @@ def test_verify__accepts_the_good() -> None:
 
 
 B, R = symbol("batch", 1, 8), symbol("rows", 4, 64)
+NARROW = symbol("batch", 1, 4)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,8 @@ B, R = symbol("batch", 1, 8), symbol("rows", 4, 64)
         (PlanLifetimeError, "'total': this output is never written", argument(1, 3, buffer=4, num_bytes=IntExpr.of(4))),
         (PlanRangeError, "ends at", lambda p: replace(p, arena_bytes=2048)),
         (PlanRangeError, "divide by zero", lambda p: tiny.with_launch(p, 0, scalars=(R // (B - 1),))),
+        (PlanFormatError, "'i', which is not a dim", lambda p: tiny.with_launch(p, 0, scalars=(index("i", 9),))),
+        (PlanRangeError, r"'batch' to be in \[1, 4\]", lambda p: tiny.with_launch(p, 0, scalars=(NARROW,))),
         (PlanRangeError, "64 bits", lambda p: tiny.with_launch(p, 0, scalars=(B * 2**62,))),
     ],
 )  # fmt: skip

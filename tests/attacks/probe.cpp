@@ -219,6 +219,15 @@ int main(int argc, char** argv) {
     }
     return 0;
   }
+  if (argc >= 3 && std::strcmp(argv[1], "sha256") == 0) {
+    const Bytes bytes = read_file(argv[2]);
+    for (int i = 3; i < argc; ++i) {
+      const size_t size = static_cast<size_t>(std::atol(argv[i]));
+      std::printf("%s %s\n", svdq::to_hex(svdq::sha256(bytes.data(), size)).c_str(),
+                  svdq::to_hex(svdq::sha256_portable(bytes.data(), size)).c_str());
+    }
+    return 0;
+  }
   if (argc == 3 && std::strcmp(argv[1], "calls") == 0) return bad_calls(argv[2]);
   if (argc == 5 && std::strcmp(argv[1], "fuzz") == 0) {
     Fuzzer fuzzer(read_file(argv[2]), argv[2], static_cast<unsigned>(std::atoi(argv[3])));

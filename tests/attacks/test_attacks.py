@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.attacks.craft import Craft, canonical
 from tests.attacks.table import ATTACKS, RUNTIME_ONLY
@@ -139,3 +141,13 @@ def test_attacks__calls_that_break_the_rules(probe: Path, good: Path) -> None:
         [probe, "calls", good], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+
+
+def test_sha256__as_this_cpu_does_it_and_portably(probe: Path, tmp_path: Path) -> None:
+    data = np.random.default_rng(5).integers(0, 256, 10_000, np.uint8).tobytes()
+    (tmp_path / "data").write_bytes(data)
+    sizes = [*range(130), 1000, 9_999, 10_000]  # every length of the padding, and many blocks
+    command = [str(probe), "sha256", str(tmp_path / "data"), *map(str, sizes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    expected = [hashlib.sha256(data[:size]).hexdigest() for size in sizes]
+    assert done.stdout.splitlines() == [f"{digest} {digest}" for digest in expected]
