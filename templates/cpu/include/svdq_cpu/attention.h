@@ -36,8 +36,8 @@ struct AttentionArgs {
 };
 
 constexpr int64_t kQueryBlock = 192;
-constexpr int64_t kQueryTile = 48;
-constexpr int64_t kKvBlock = 256;
+constexpr int64_t kQueryTile = 24;
+constexpr int64_t kKvBlock = 384;
 
 constexpr int64_t attention_scratch_bytes(int64_t head_dim, int64_t v_dim) {
   const int64_t v_width = round_up(v_dim, kLanes);

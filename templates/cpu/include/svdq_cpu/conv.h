@@ -129,6 +129,34 @@ SVDQ_INLINE void gather_pixel(const ConvArgs& args, const ConvPixel& p, int64_t 
   }
 }
 
+// Rows of `count` output pixels side by side, where x is planar (x_w = 1): channels x pixels are
+// transposed 16 x 16 at a time.
+SVDQ_INLINE void gather_planar_line(const ConvArgs& args, const ConvPixel& p, int64_t count,
+                                    int64_t tap_begin, int64_t tap_end, float* out, int64_t ldo) {
+  for (int64_t tap = tap_begin; tap < tap_end; ++tap, out += args.channels) {
+    const float* line = conv_line(args, p, tap / args.k_w / args.k_h, tap / args.k_w % args.k_h);
+    const int64_t column = p.w - args.pad_w + tap % args.k_w * args.dil_w;  // of the first pixel
+    const int64_t begin = line == nullptr ? count : min_i64(count, max_i64(0, -column));
+    const int64_t end =
+        line == nullptr ? count : max_i64(begin, min_i64(count, args.in_w - column));
+    for (int64_t i = 0; i < count; ++i) {
+      if (i < begin || i >= end)
+        memset(out + i * ldo, 0, static_cast<size_t>(args.channels) * sizeof(float));
+    }
+    int64_t i = begin;
+    for (; i + 16 <= end; i += 16) {
+      const float* x = line + column + i;
+      int64_t c = 0;
+      for (; c + 16 <= args.channels; c += 16)
+        transpose16(x + c * args.x_c, args.x_c, out + i * ldo + c, ldo);
+      for (; c < args.channels; ++c) {
+        for (int64_t j = 0; j < 16; ++j) out[(i + j) * ldo + c] = x[c * args.x_c + j];
+      }
+    }
+    for (; i < end; ++i) copy_channels(line + column + i, args.x_c, args.channels, out + i * ldo);
+  }
+}
+
 // x's pixels are the rows of the product as they lie in memory.
 SVDQ_INLINE bool conv_is_matmul(const ConvArgs& args) {
   const bool unit_steps = args.stride_d == 1 && args.stride_h == 1 && args.stride_w == 1;
@@ -146,9 +174,18 @@ SVDQ_INLINE bool conv_is_matmul(const ConvArgs& args) {
 SVDQ_OUTLINE void im2col_rows(const ConvArgs& args, int64_t row_begin, int64_t row_end,
                               int64_t tap_begin, int64_t tap_end, float* out, int64_t ldo) {
   detail::ConvPixel pixel = detail::conv_pixel(args, row_begin);
-  for (int64_t row = row_begin; row < row_end; ++row, out += ldo) {
-    detail::gather_pixel(args, pixel, tap_begin, tap_end, out);
+  const bool planar = args.x_c != 1 && args.x_w == 1 && args.stride_w == 1 && !args.transposed;
+  for (int64_t row = row_begin; row < row_end;) {
+    const int64_t count = planar ? min_i64(row_end - row, args.out_w - pixel.w) : 1;
+    if (planar) {
+      detail::gather_planar_line(args, pixel, count, tap_begin, tap_end, out, ldo);
+      pixel.w += count - 1;
+    } else {
+      detail::gather_pixel(args, pixel, tap_begin, tap_end, out);
+    }
     detail::next_pixel(args, &pixel);
+    row += count;
+    out += count * ldo;
   }
 }
 

@@ -11,9 +11,9 @@ namespace svdq {
 
 namespace detail {
 
-// out[j * 16 + i] = b[i * stride + j] for i, j < 16.
+// out[j * out_stride + i] = b[i * stride + j] for i, j < 16.
 #if SVDQ_ISA_AVX512
-SVDQ_INLINE void transpose16(const float* b, int64_t stride, float* out) {
+SVDQ_INLINE void transpose16(const float* b, int64_t stride, float* out, int64_t out_stride) {
   __m512 r[16], s[16];
   unroll<16>([&](auto i) SVDQ_LAMBDA { r[i] = _mm512_loadu_ps(b + i * stride); });
   // Within each quarter of a row: 4 x 4 blocks; then the quarters, two levels of them.
@@ -32,14 +32,14 @@ SVDQ_INLINE void transpose16(const float* b, int64_t stride, float* out) {
     const __m512 c = _mm512_shuffle_f32x4(s[8 + j], s[12 + j], 0x88);
     const __m512 e = _mm512_shuffle_f32x4(s[j], s[4 + j], 0xdd);
     const __m512 g = _mm512_shuffle_f32x4(s[8 + j], s[12 + j], 0xdd);
-    _mm512_storeu_ps(out + 16 * j, _mm512_shuffle_f32x4(a, c, 0x88));
-    _mm512_storeu_ps(out + 16 * (4 + j), _mm512_shuffle_f32x4(e, g, 0x88));
-    _mm512_storeu_ps(out + 16 * (8 + j), _mm512_shuffle_f32x4(a, c, 0xdd));
-    _mm512_storeu_ps(out + 16 * (12 + j), _mm512_shuffle_f32x4(e, g, 0xdd));
+    _mm512_storeu_ps(out + j * out_stride, _mm512_shuffle_f32x4(a, c, 0x88));
+    _mm512_storeu_ps(out + (4 + j) * out_stride, _mm512_shuffle_f32x4(e, g, 0x88));
+    _mm512_storeu_ps(out + (8 + j) * out_stride, _mm512_shuffle_f32x4(a, c, 0xdd));
+    _mm512_storeu_ps(out + (12 + j) * out_stride, _mm512_shuffle_f32x4(e, g, 0xdd));
   });
 }
 #elif SVDQ_ISA_AVX2
-SVDQ_INLINE void transpose8(const float* b, int64_t stride, float* out) {
+SVDQ_INLINE void transpose8(const float* b, int64_t stride, float* out, int64_t out_stride) {
   __m256 r[8], s[8];
   unroll<8>([&](auto i) SVDQ_LAMBDA { r[i] = _mm256_loadu_ps(b + i * stride); });
   unroll<2>([&](auto q) SVDQ_LAMBDA {
@@ -53,20 +53,20 @@ SVDQ_INLINE void transpose8(const float* b, int64_t stride, float* out) {
     s[4 * q + 3] = _mm256_shuffle_ps(c, g, 0xee);
   });
   unroll<4>([&](auto j) SVDQ_LAMBDA {
-    _mm256_storeu_ps(out + 16 * j, _mm256_permute2f128_ps(s[j], s[4 + j], 0x20));
-    _mm256_storeu_ps(out + 16 * (4 + j), _mm256_permute2f128_ps(s[j], s[4 + j], 0x31));
+    _mm256_storeu_ps(out + j * out_stride, _mm256_permute2f128_ps(s[j], s[4 + j], 0x20));
+    _mm256_storeu_ps(out + (4 + j) * out_stride, _mm256_permute2f128_ps(s[j], s[4 + j], 0x31));
   });
 }
-SVDQ_INLINE void transpose16(const float* b, int64_t stride, float* out) {
-  transpose8(b, stride, out);
-  transpose8(b + 8, stride, out + 16 * 8);
-  transpose8(b + 8 * stride, stride, out + 8);
-  transpose8(b + 8 * stride + 8, stride, out + 16 * 8 + 8);
+SVDQ_INLINE void transpose16(const float* b, int64_t stride, float* out, int64_t out_stride) {
+  transpose8(b, stride, out, out_stride);
+  transpose8(b + 8, stride, out + 8 * out_stride, out_stride);
+  transpose8(b + 8 * stride, stride, out + 8, out_stride);
+  transpose8(b + 8 * stride + 8, stride, out + 8 * out_stride + 8, out_stride);
 }
 #else
-SVDQ_INLINE void transpose16(const float* b, int64_t stride, float* out) {
+SVDQ_INLINE void transpose16(const float* b, int64_t stride, float* out, int64_t out_stride) {
   for (int i = 0; i < 16; ++i) {
-    for (int j = 0; j < 16; ++j) out[j * 16 + i] = b[i * stride + j];
+    for (int j = 0; j < 16; ++j) out[j * out_stride + i] = b[i * stride + j];
   }
 }
 #endif
@@ -88,7 +88,8 @@ SVDQ_OUTLINE void pack_b_panels(int64_t k, int64_t n, const float* b, int64_t st
         for (; kk < k; ++kk) store(out + kk * kLanes, load_tail(source + kk * stride_k, width));
       }
     } else if (stride_k == 1 && width == kLanes) {
-      for (; kk + 16 <= k; kk += 16) detail::transpose16(source + kk, stride_n, out + kk * kLanes);
+      for (; kk + 16 <= k; kk += 16)
+        detail::transpose16(source + kk, stride_n, out + kk * kLanes, kLanes);
     }
     for (; kk < k; ++kk) {
       for (int64_t j = 0; j < width; ++j)

@@ -48,12 +48,23 @@ SVDQ_INLINE double mad(double a, double b, double c) {
 
 // Sum of the lanes in one fixed tree (distance 8, 4, 2, 1), the same on every instruction set.
 SVDQ_INLINE float reduce_add(f32x16 x) {
+#if SVDQ_ISA_AVX512 || SVDQ_ISA_AVX2
+#if SVDQ_ISA_AVX512
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+#else
+  const __m256 eight = _mm256_add_ps(x.lo, x.hi);
+#endif
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
   float lane[kLanes];
   store(lane, x);
   for (int width = 8; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
   }
   return lane[0];
+#endif
 }
 
 }  // namespace svdq
