@@ -115,7 +115,8 @@ def from_folder(path: Path) -> Subject:
     if family is not None:
         subject.examples = lambda dims: family.examples(dims, folder.dtype)
         subject.axes, subject.rewrite_dims = family.axes(), family.unpacked
-        subject.default_dynamic = DEFAULT_FOLDER_DYNAMIC
+        if "batch" in subject.axes:
+            subject.default_dynamic = DEFAULT_FOLDER_DYNAMIC
     return subject
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +16,7 @@ from torch import nn
 
 from svdqc.compiler.ir.program import Dim, Program
 from svdqc.frontends import capture, default_inputs, flatten_inputs
+from svdqc.frontends.diffusers.families import FAMILIES, family_of
 from svdqc.frontends.errors import CheckpointError, DimConstraintError, DynamicSpecError
 from svdqc.frontends.stores import SafetensorsWeights
 
@@ -22,6 +25,8 @@ RELATIVE = 1e-12
 # Qwen-Image rotates in float32, by a product of complex numbers whose rounding is not specified;
 # PixArt's positional table comes from numpy for the size of its config, from torch for others.
 RELATIVE_FLOAT32 = 1e-6
+# What a real config.json has and the class has no default for.
+REQUIRED_CONFIG: dict[str, dict[str, Any]] = {"UNet2DModel": {"sample_size": 32}}
 
 
 def assert_same(program: Program, model: nn.Module, inputs: dict[str, Any]) -> None:
@@ -51,21 +56,22 @@ def test_capture__static(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pixart", "dit", "unet", "sana"])
-def test_capture__dynamic_batch_and_sides(name: str) -> None:
+def test_capture__dynamic_batch_and_height(name: str) -> None:
     model = build(name)
     # DiT takes its token count for a square's; PixArt has a branch for the size 8 x 8 of its config.
-    sides = "" if name == "dit" else ",height=4:16,width=8:16:4"
-    example = inputs_of(name, height=8, width=8) if name == "dit" else inputs_of(name, height=12)
+    sides = "" if name == "dit" else ",height=4:16"
+    example_height, example_width = (8, 8) if name == "dit" else (12, 16)
+    example = inputs_of(name, height=example_height, width=example_width)
     program = capture(model, example, dynamic="batch=1:3" + sides)
     found = {dim.name: dim for dim in program.dims.values()}
     assert found["batch"] == Dim("batch", 1, 3)
     if sides:
         step = 1 if name == "sana" else 2
         assert found["height"] == Dim("height", 4, 16, step)
-        assert found["width"] == Dim("width", 8, 16, 4)
-    cases = [(1, 8, 8), (3, 8, 8)] + ([(2, 16, 12), (1, 4, 16)] if sides else [])
-    for batch, height, width in cases:
-        assert_same(program, model, inputs_of(name, batch=batch, height=height, width=width))
+    cases = [(1, 8), (3, 8)] + ([(2, 16), (1, 4)] if sides else [])
+    for batch, height in cases:
+        inputs = inputs_of(name, batch=batch, height=height, width=example_width)
+        assert_same(program, model, inputs)
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3"])
@@ -98,14 +104,33 @@ def test_capture__flux_one_side_only() -> None:
 
 
 def test_capture__made_up_inputs_run() -> None:
-    model = build("unet")
-    inputs = default_inputs(model, dynamic="height=8:32,text=3:9")
-    # 16 is the size of the config, which a model may treat apart.
-    assert inputs["sample"].shape == (2, 4, 32, 16)
+    model = build("sana")
+    dynamic = "width=4:16:4,height=4:16:4,text=3:9"
+    inputs = default_inputs(model, dynamic=dynamic)
+    # 8 is the size of the config, which a model may treat apart; so may it a square.
+    assert inputs["hidden_states"].shape == (2, 4, 16, 12)
     assert inputs["encoder_hidden_states"].shape == (2, 9, 24)
-    again = default_inputs(model, dynamic="height=8:32,text=3:9")
-    assert torch.equal(inputs["sample"], again["sample"])
-    assert_same(capture(model, dynamic="height=8:32,text=3:9"), model, inputs)
+    again = default_inputs(model, dynamic=dynamic)
+    assert torch.equal(inputs["hidden_states"], again["hidden_states"])
+    program = capture(model, dynamic=dynamic)
+    assert_same(program, model, inputs)
+    assert_same(program, model, inputs_of("sana", height=8, width=4, text=3))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families__describe_arguments_of_forward(name: str) -> None:
+    """For the class's default config: every required argument has an example, none is unknown."""
+    model_class = getattr(diffusers, name)
+    defaults = inspect.signature(model_class.__init__).parameters
+    config = {key: p.default for key, p in defaults.items() if p.default is not p.empty}
+    config.update(REQUIRED_CONFIG.get(name, {}))
+    family = family_of(name, config)
+    assert family is not None
+    parameters = inspect.signature(inspect.unwrap(model_class.forward)).parameters
+    required = {key for key, p in parameters.items() if p.default is p.empty} - {"self"}
+    assert required <= family.inputs.keys() <= parameters.keys()
+    assert family.sizes.get("batch", 2) == 2
+    assert family.axes().keys() == family.sizes.keys()
 
 
 def test_capture__complex_rope_is_real() -> None:
@@ -131,8 +156,6 @@ def flux_folder(tmp_path: Path) -> Path:
 def test_folder__no_weight_is_read_by_capture(
     flux_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import diffusers
-
     loads: list[str] = []
     load = SafetensorsWeights.load
 
@@ -141,22 +164,19 @@ def test_folder__no_weight_is_read_by_capture(
         return load(self, name)
 
     monkeypatch.setattr(SafetensorsWeights, "load", counting)
-    program = capture(flux_folder)
+    program = capture(flux_folder, inputs_of_bf16(), dynamic="batch=1:3")
     assert loads == []
     assert program.name == "tiny-flux"
     assert program.origin == "diffusers"
-    assert [dim.name for dim in program.dims.values()] == ["batch"]
-
-    static = capture(flux_folder, inputs_of_bf16(), dynamic="batch=1:3")
     model = diffusers.FluxTransformer2DModel.from_pretrained(
         flux_folder / "transformer", torch_dtype=torch.bfloat16
     ).eval()
     with torch.no_grad():
         expected = model(**inputs_of_bf16()).sample
-    (found,) = static.run(flatten_inputs(inputs_of_bf16()))
+    (found,) = program.run(flatten_inputs(inputs_of_bf16()))
     # bfloat16 has 8 bits: two units in the last place of the largest value.
     assert (found - expected).abs().max() <= expected.abs().max() * 2**-6
-    assert set(loads) == set(static.weights.names())
+    assert set(loads) == set(program.weights.names())
 
 
 def inputs_of_bf16() -> dict[str, Any]:
@@ -227,3 +247,5 @@ def test_folder__flux_dev_size_without_its_weights(tmp_path: Path) -> None:
     total = sum(program.weights.spec(name).num_bytes for name in program.weights.names())
     assert total == end > 900e6
     assert program.inputs[0].shape[1:] == (4096, 64)
+    # Without inputs and dims, the batch stays open.
+    assert list(program.dims.values()) == [Dim("batch", 1, 4)]
