@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.kernels.cpu_build import ISAS, build_harness, call, poisoned_scratch
+from tests.kernels.cpu_build import ISAS, call, poisoned_scratch
+from tests.kernels.linear_s4 import load_linear_s4
 
 from svdqc.compiler.targets.cpu_layouts import (
     UnpackableWeight,
@@ -27,8 +28,8 @@ EPS = 2.0**-24
 
 
 @pytest.fixture(scope="session", params=ISAS)
-def kernels(request: Any, tmp_path_factory: Any) -> ctypes.CDLL:
-    return build_harness("linear_s4.cpp", request.param, tmp_path_factory.mktemp("gemm_s4"))
+def kernels(request: Any) -> ctypes.CDLL:
+    return load_linear_s4(request.param)
 
 
 class Problem:
@@ -159,6 +160,21 @@ def test_gemm_s4__accumulates(kernels: ctypes.CDLL) -> None:
     want, bound = problem.expected()
     got = problem.run(kernels, start=start)
     assert (np.abs(got - (want + start)) <= bound + EPS * 5 * np.abs(start)).all()
+
+
+@pytest.mark.parametrize("k", [64, 4096, 4160, 8320])  # slices of 4096
+def test_gemm_s4__onto_a_start_gives_the_bits_of_accumulate(kernels: ctypes.CDLL, k: int) -> None:
+    problem = Problem(14, 80, k, 64)
+    start = np.random.default_rng(SEED).normal(0, 100, (14, 80)).astype(np.float32)
+    out = np.full((14, 80), np.nan, np.float32)
+    w_packed = pack_s4_n16k4(torch.from_numpy(problem.w_codes)).numpy()
+    w_scale = pack_bf16_scale_n16(torch.from_numpy(problem.w_scale)).view(torch.int16).numpy()
+    operands = (problem.x_codes, problem.x_scale, w_packed, w_scale)
+    scratch = poisoned_scratch(packed_codes_bytes(14, k, 64))
+    call(kernels.gemm_onto, 14, k, *operands, 5, out, 80, start, scratch)
+    np.testing.assert_array_equal(out, problem.run(kernels, start=start))
+    want, bound = problem.expected()
+    assert (np.abs(out - (want + start)) <= bound + EPS * (k // 64 + 3) * np.abs(start)).all()
 
 
 @pytest.mark.parametrize("n", [1, 16, 35])

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.kernels.cpu_build import ISAS, build_harness, call
+from tests.kernels.cpu_build import ISAS, call
+from tests.kernels.linear_s4 import load_linear_s4
 
 from svdqc.compiler.quantize.hadamard import rotate
 from svdqc.compiler.quantize.ranges import ActivationFormat
@@ -27,8 +28,8 @@ CASES += [(name, group, True) for name in ROTATED for group in (32, 64, 128)]
 
 
 @pytest.fixture(scope="session", params=ISAS)
-def kernels(request: Any, tmp_path_factory: Any) -> ctypes.CDLL:
-    return build_harness("linear_s4.cpp", request.param, tmp_path_factory.mktemp("quantize_s4"))
+def kernels(request: Any) -> ctypes.CDLL:
+    return load_linear_s4(request.param)
 
 
 def quantize(
@@ -167,6 +168,19 @@ def test_quantize_s4__in_place_and_without_x_hat(kernels: ctypes.CDLL) -> None:
         np.testing.assert_array_equal(codes, want_codes)
         np.testing.assert_array_equal(scale, want_scale)
     np.testing.assert_array_equal(x, want_hat)
+
+
+def test_quantize_s4__bf16_x_hat(kernels: ctypes.CDLL) -> None:
+    x = heavy_tailed(5, 320)
+    inv_smooth = np.linspace(0.5, 2, 320, dtype=np.float32)
+    want_codes, want_scale, want_hat = expected(("signed8", 64, True), x, inv_smooth, 0.0)
+    codes, scale = np.empty((5, 320), np.int8), np.empty((5, 5), np.float32)
+    x_hat = np.zeros((5, 322), np.uint16)
+    call(kernels.quantize_to_bf16, 5, 320, x, 320, inv_smooth, 0.0, x_hat, 322, codes, scale)
+    np.testing.assert_array_equal(codes, want_codes)
+    np.testing.assert_array_equal(scale, want_scale)
+    rounded = torch.from_numpy(want_hat).to(torch.bfloat16).view(torch.int16).numpy()
+    np.testing.assert_array_equal(x_hat[:, :320].view(np.int16), rounded)
 
 
 def test_rotation__is_orthonormal_and_its_own_inverse() -> None:

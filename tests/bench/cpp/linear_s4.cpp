@@ -2,6 +2,7 @@
 // over a few threads, each quantize -> down-projection -> per range of columns: bias,
 // up-projection, 4-bit product.
 #include <atomic>
+#include <cstdlib>
 #include <thread>
 #include <vector>
 
@@ -12,7 +13,6 @@ namespace {
 
 constexpr int kGroup = 64;
 constexpr svdq::ActRange kRange = svdq::ActRange::Signed8;
-constexpr int64_t kColumns = 512;  // rows * columns of output stay in the second-level cache
 
 struct Linear {
   int64_t rows, k, n, rank;
@@ -27,6 +27,16 @@ struct Linear {
   int64_t block_rows, threads, bf16_dot, rotate;
 };
 
+// `count` values, 64-aligned as a runtime's scratch memory is.
+template <typename T>
+struct Aligned {
+  explicit Aligned(int64_t count)
+      : values(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64))) {}
+  ~Aligned() { std::free(values); }
+  T* data() { return values; }
+  T* values;
+};
+
 struct Scratch {
   explicit Scratch(const Linear& l)
       : hat(l.block_rows * (l.k + 16)),
@@ -36,12 +46,12 @@ struct Scratch {
         low(l.block_rows * l.rank),
         low_bf16(l.block_rows * l.rank),
         packed(svdq::packed_codes_bytes(l.block_rows, l.k, kGroup)) {}
-  std::vector<float> hat;
-  std::vector<uint16_t> hat_bf16;
-  std::vector<int8_t> codes;
-  std::vector<float> scale, low;
-  std::vector<uint16_t> low_bf16;
-  std::vector<char> packed;
+  Aligned<float> hat;
+  Aligned<uint16_t> hat_bf16;
+  Aligned<int8_t> codes;
+  Aligned<float> scale, low;
+  Aligned<uint16_t> low_bf16;
+  Aligned<char> packed;
 };
 
 template <bool ROTATE>
@@ -71,20 +81,22 @@ void run_block(const Linear& l, int64_t block, Scratch& s) {
     quantize_and_project<false>(l, rows, l.x + row * l.k, s);
   }
   svdq::pack_codes_s4<kGroup>(rows, l.k, s.codes.data(), s.scale.data(), s.packed.data());
-  for (int64_t column = 0; column < l.n; column += kColumns) {
-    const int64_t columns = l.n - column < kColumns ? l.n - column : kColumns;
-    const int64_t begin = column / 16, end = (column + columns) / 16;
-    float* out = l.out + row * l.n + column;
-    for (int64_t i = 0; i < rows; ++i) memcpy(out + i * l.n, l.bias + column, columns * 4);
-    if (l.bf16_dot) {
-      svdq::gemm_bf16dot(rows, l.rank, s.low_bf16.data(), l.rank, l.lora_up, begin, end, out, l.n,
-                         true);
-    } else if (l.rank) {
-      svdq::gemm_wbf16(rows, l.rank, s.low.data(), l.rank, l.lora_up, begin, end, out, l.n, true);
+  float* out = l.out + row * l.n;
+  const auto start = [&](int64_t begin, int64_t end, float* to) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < (end - begin) * 16; j += 16) {
+        svdq::store(to + i * l.n + j, svdq::load(l.bias + begin * 16 + j));
+      }
     }
-    svdq::gemm_s4<kGroup, kRange>(rows, l.k, s.packed.data(), l.w, l.w_scale, begin, end, out, l.n,
-                                  true);
-  }
+    if (l.bf16_dot) {
+      svdq::gemm_bf16dot(rows, l.rank, s.low_bf16.data(), l.rank, l.lora_up, begin, end, to, l.n,
+                         true);
+    } else {
+      svdq::gemm_wbf16(rows, l.rank, s.low.data(), l.rank, l.lora_up, begin, end, to, l.n, true);
+    }
+  };
+  svdq::gemm_s4_onto<kGroup, kRange>(rows, l.k, s.packed.data(), l.w, l.w_scale, 0, l.n / 16, out,
+                                     l.n, true, start);
 }
 
 }  // namespace

@@ -40,3 +40,24 @@ GROUP_OF(128)
 extern "C" int64_t packed_codes_bytes(int64_t rows, int64_t k, int64_t group) {
   return svdq::packed_codes_bytes(rows, k, group);
 }
+
+extern "C" void quantize_to_bf16(int64_t rows, int64_t k, const float* x, int64_t ldx,
+                                 const float* inv_smooth, float shift, uint16_t* x_hat,
+                                 int64_t ld_hat, int8_t* codes, float* x_scale) {
+  svdq::quantize_s4_bf16<64, ActRange::Signed8, true>(rows, k, x, ldx, inv_smooth, shift, x_hat,
+                                                      ld_hat, codes, x_scale);
+}
+
+// Onto start [rows, 16 * panels], which `start` copies where the product asks for it.
+extern "C" void gemm_onto(int64_t rows, int64_t k, const int8_t* codes, const float* x_scale,
+                          const uint8_t* w, const uint16_t* w_scale, int64_t panels, float* out,
+                          int64_t ldo, const float* start, void* packed) {
+  svdq::pack_codes_s4<64>(rows, k, codes, x_scale, packed);
+  const auto copy = [&](int64_t begin, int64_t end, float* to) {
+    for (int64_t i = 0; i < rows; ++i) {
+      memcpy(to + i * ldo, start + (i * panels + begin) * 16, (end - begin) * 16 * sizeof(float));
+    }
+  };
+  svdq::gemm_s4_onto<64, ActRange::Signed8>(rows, k, packed, w, w_scale, 0, panels, out, ldo, true,
+                                            copy);
+}

@@ -156,18 +156,20 @@ void pack_codes_s4(int64_t rows, int64_t k, const int8_t* codes, const float* x_
   }
 }
 
-template <int GROUP, ActRange RANGE>
-void gemm_s4(int64_t rows, int64_t k, const void* packed, const uint8_t* w_packed,
-             const uint16_t* w_scale, int64_t panel_begin, int64_t panel_end, float* out,
-             int64_t ldo, bool accumulate) {
+/* `start(panel, panel_end, out)` first writes what the sums are added to (bias, low-rank branch),
+ * for all rows of a panel or two, into their place in the output, `out`: it is still in the
+ * first-level cache when the sums come. */
+template <int GROUP, ActRange RANGE, class Start>
+void gemm_s4_onto(int64_t rows, int64_t k, const void* packed, const uint8_t* w_packed,
+                  const uint16_t* w_scale, int64_t panel_begin, int64_t panel_end, float* out,
+                  int64_t ldo, bool accumulate, const Start& start) {
   static_assert(GROUP == 32 || GROUP == 64 || GROUP == 128, "groups of 32, 64 or 128 along k");
-  constexpr int kLargest = largest_code(RANGE);
+  // What tiles distinguish: whether codes have 4 bits, up to 15, or 8.
+  constexpr int kLargest = largest_code(RANGE) <= 15 ? 15 : 127;
   constexpr int kWide = detail::kPanelsAtOnce;
-  // Weights of about 1280 k of two panels, 20 KB, stay in the first-level cache over all row tiles.
-  constexpr int64_t kChunk = 1280 / GROUP;
+  // A slice of k: its weights (two panels, 64 KB) and codes (a tile, 24 KB) stay close.
+  constexpr int64_t kSlice = 4096 / GROUP;
   const int64_t groups = k / GROUP;
-  const int64_t num_chunks = (groups + kChunk - 1) / kChunk;
-  const int64_t chunk = num_chunks == 0 ? 1 : (groups + num_chunks - 1) / num_chunks;
   detail::TileArgs args;
   args.w_stride = k * 8;
   args.scale_stride = groups * 16;
@@ -175,20 +177,30 @@ void gemm_s4(int64_t rows, int64_t k, const void* packed, const uint8_t* w_packe
   for (int64_t panel = panel_begin; panel < panel_end;) {
     const int64_t width = panel_end - panel >= kWide ? kWide : 1;
     const uint8_t* w_panel = w_packed + panel * args.w_stride;
-    for (int64_t g = 0; g < groups; g += chunk) {
-      args.groups = groups - g < chunk ? groups - g : chunk;
+    float* out_panel = out + (panel - panel_begin) * 16;
+    start(panel, panel + width, out_panel);
+    for (int64_t g = 0; g < groups; g += kSlice) {
+      args.groups = groups - g < kSlice ? groups - g : kSlice;
       args.w = w_panel + g * GROUP * 8;
       args.w_scale = w_scale + panel * args.scale_stride + g * 16;
       args.accumulate = accumulate || g > 0;
-      const uint8_t* next = g + 2 * chunk <= groups          ? args.w + chunk * GROUP * 8
+      const uint8_t* next = g + 2 * kSlice <= groups         ? args.w + kSlice * GROUP * 8
                             : panel + 2 * width <= panel_end ? w_panel + width * args.w_stride
                                                              : nullptr;
       const int8_t* tile = static_cast<const int8_t*>(packed);
       for (int64_t row = 0; row < rows;) {
         const int mr = detail::tile_rows(rows - row);
         args.packed = tile + detail::packed_group_bytes<GROUP>(mr) * g;
-        args.out = out + row * ldo + (panel - panel_begin) * 16;
+        args.out = out_panel + row * ldo;
         args.prefetch = row + mr == rows ? next : nullptr;
+        if (g == 0 && panel + 2 * width <= panel_end) {
+          // Rows of a large output are pages apart, where no hardware prefetcher follows.
+          for (int i = 0; i < mr; ++i) {
+            for (int64_t j = 0; j < width; ++j) {
+              __builtin_prefetch(args.out + i * ldo + (width + j) * 16, 1, 3);
+            }
+          }
+        }
         if (width == 1) {
           detail::for_tile_rows<detail::MultiplyTile<GROUP, kLargest, 1>::template Of>(mr, args);
         } else {
@@ -201,6 +213,14 @@ void gemm_s4(int64_t rows, int64_t k, const void* packed, const uint8_t* w_packe
     }
     panel += width;
   }
+}
+
+template <int GROUP, ActRange RANGE>
+void gemm_s4(int64_t rows, int64_t k, const void* packed, const uint8_t* w_packed,
+             const uint16_t* w_scale, int64_t panel_begin, int64_t panel_end, float* out,
+             int64_t ldo, bool accumulate) {
+  gemm_s4_onto<GROUP, RANGE>(rows, k, packed, w_packed, w_scale, panel_begin, panel_end, out, ldo,
+                             accumulate, [](int64_t, int64_t, float*) {});
 }
 
 }  // namespace svdq

@@ -207,52 +207,75 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
 
 #else
 
-typedef int16_t i16x16 __attribute__((vector_size(32)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef int16_t i16x8 __attribute__((vector_size(16)));
+typedef uint32_t u32x4 __attribute__((vector_size(16)));
 
+/* Bytes 0 and 2, or 1 and 3, of each quad of codes, sign-extended to int16. */
+SVDQ_INLINE i16x8 even_codes(i16x8 quads) { return (quads << 8) >> 8; }
+SVDQ_INLINE i16x8 odd_codes(i16x8 quads) { return quads >> 8; }
+
+/* Half a panel, 8 columns, at a time. A quad of weights is one 32-bit lane, whose nibbles mask out
+ * to pairs of int16 at k = (0, 2), (1, 3), (4, 6) and (5, 7), which is how codes unpack too; the
+ * two sums of a column are added when they are widened. */
 template <int GROUP, int LARGEST, int MR, int NR>
 SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
   static_assert(NR == 1, "one panel at a time");
-  // A product is at most 8 * LARGEST, so an int16 lane holds 32767 / (8 * LARGEST) of them: 511 at
-  // codes of 8, 273 at 15, 32 at 127.
-  constexpr int kChunk = 8 * LARGEST * GROUP <= 32767 ? GROUP : 32;
-  static_assert(8 * LARGEST * kChunk <= 32767 && GROUP % kChunk == 0,
-                "int16 sums must not overflow");
-  const int8_t* x = args.packed;
-  const uint8_t* w = args.w;
-  const uint16_t* w_scale = args.w_scale;
-  for (int64_t g = 0; g < args.groups; ++g) {
-    i16x16 weights[GROUP];  // signed here, so minus_8_sums are not needed
-    for (int k0 = 0; k0 < GROUP; k0 += 8) {
-      for (int j = 0; j < 4; ++j) {
-        for (int n = 0; n < 16; ++n) {
-          const uint8_t byte = w[k0 * 8 + n * 4 + j];
-          weights[k0 + j][n] = static_cast<int16_t>((byte & 15) - 8);
-          weights[k0 + 4 + j][n] = static_cast<int16_t>((byte >> 4) - 8);
-        }
+  // A product is at most 15 * LARGEST, and every 8 k add 4 of them to an int16 lane: 64 * 15 * 15 =
+  // 14400 in a group of 128, 16 * 15 * 127 = 30480 in 32.
+  constexpr int kChunk = LARGEST <= 15 ? GROUP : 32;
+  static_assert(kChunk / 2 * 15 * LARGEST <= 32767 && GROUP % kChunk == 0,
+                "int16 must not overflow");
+  for (int column = 0; column < 16; column += 8) {
+    const int8_t* x = args.packed;
+    const uint8_t* w = args.w + column * 4;
+    const uint16_t* w_scale = args.w_scale + column;
+    for (int64_t g = 0; g < args.groups; ++g) {
+      const int8_t* minus_8_sums = x + GROUP * MR;
+      const int8_t* x_scales = minus_8_sums + 4 * MR;
+      int32_t totals[MR][8];
+      for (int i = 0; i < MR; ++i) {
+        for (int n = 0; n < 8; ++n) totals[i][n] = load_i32(minus_8_sums + 4 * i);
       }
-    }
-    i32x16 total[MR] = {};
-    for (int chunk = 0; chunk < GROUP; chunk += kChunk) {
-      i16x16 acc[MR] = {};
-      for (int kk = chunk; kk < chunk + kChunk; ++kk) {
+      for (int chunk = 0; chunk < GROUP; chunk += kChunk) {
+        i16x8 acc[MR][2] = {};
+        for (int block = 0; block < kChunk / 8; ++block) {
+          u32x4 quads[2];
+          memcpy(quads, w, sizeof quads);
+          unroll<2>([&](auto half) SVDQ_LAMBDA {
+            i16x8 even[2], odd[2];
+            unroll<2>([&](auto j) SVDQ_LAMBDA {
+              even[j] = reinterpret_cast<i16x8>((quads[j] >> (4 * half)) & 0x000f000fu);
+              odd[j] = reinterpret_cast<i16x8>((quads[j] >> (4 * half + 8)) & 0x000f000fu);
+            });
+            unroll<MR>([&](auto i) SVDQ_LAMBDA {
+              const uint32_t quad = static_cast<uint32_t>(load_i32(x + 4 * (half * MR + i)));
+              const i16x8 codes = reinterpret_cast<i16x8>(u32x4{quad, quad, quad, quad});
+              unroll<2>([&](auto j) SVDQ_LAMBDA {
+                acc[i][j] += even[j] * even_codes(codes);
+                acc[i][j] += odd[j] * odd_codes(codes);
+              });
+            });
+          });
+          x += 8 * MR;
+          w += 64;
+        }
         unroll<MR>([&](auto i) SVDQ_LAMBDA {
-          acc[i] += weights[kk] * static_cast<int16_t>(x[(kk / 4 * MR + i) * 4 + kk % 4]);
+          for (int n = 0; n < 8; ++n) {
+            totals[i][n] += acc[i][n / 4][2 * (n % 4)] + acc[i][n / 4][2 * (n % 4) + 1];
+          }
         });
       }
-      unroll<MR>([&](auto i) SVDQ_LAMBDA { total[i] += __builtin_convertvector(acc[i], i32x16); });
+      for (int i = 0; i < MR; ++i) {
+        float* sums = args.out + i * args.ldo + column;
+        const float x_scale = load_f32(x_scales + 4 * i);
+        for (int n = 0; n < 8; ++n) {
+          const float before = args.accumulate || g > 0 ? sums[n] : 0.0f;
+          sums[n] = before + static_cast<float>(totals[i][n]) * bf16_to_f32(w_scale[n]) * x_scale;
+        }
+      }
+      x += 8 * MR;
+      w_scale += 16;
     }
-    const int8_t* x_scales = x + (GROUP + 4) * MR;
-    const f32x16 scale = load_bf16(w_scale);
-    unroll<MR>([&](auto i) SVDQ_LAMBDA {
-      float* sum = args.out + i * args.ldo;
-      const f32x16 before = args.accumulate || g > 0 ? load(sum) : zero();
-      const f32x16 group_sum = {__builtin_convertvector(total[i], decltype(f32x16::v))};
-      store(sum, fma(group_sum * scale, set1(load_f32(x_scales + 4 * i)), before));
-    });
-    x += (GROUP + 8) * MR;
-    w += GROUP * 8;
-    w_scale += 16;
   }
 }
 
