@@ -1,8 +1,8 @@
 /* The interface between the runtime and generated kernels.
  *
- * A kernel is a parallel-for body: the runtime calls it with disjoint ranges of tasks, from several threads at once.
- * Any split of [0, num_tasks) gives the same bits: a task writes what no other task writes and reads nothing that
- * another task of the same launch writes.
+ * A kernel is a parallel-for body: the runtime calls it with disjoint ranges of tasks, from several
+ * threads at once. Any split of [0, num_tasks) gives the same bits: a task writes what no other
+ * task writes and reads nothing that another task of the same launch writes.
  */
 #ifndef SVDQ_KERNEL_H
 #define SVDQ_KERNEL_H

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from svdqc.runtime.errors import (
     BadArgument,
     BadDim,
     BadInput,
+    BadPlan,
     BadTensor,
     UnknownDevice,
 )
@@ -303,3 +305,20 @@ def test_load__mistakes(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownDevice, match="'cuda'"):
         load(artifact, device="cuda")
     verify(artifact)
+
+
+def test_run__range_that_only_some_dims_break(code: bytes, tmp_path: Path) -> None:
+    """Inside the buffer for the smallest and the largest batch, outside for those between: found when it is run."""
+    batch = symbol("batch", 1, 8)
+    plan = tiny.make_plan()
+    first, *others = plan.launches[0].args
+    shifted = replace(first, byte_offset=(batch - 1) * (8 - batch) * 4)
+    tiny.write(tmp_path / "a.svdq", code, tiny.with_launch(plan, 0, args=(shifted, *others)))
+    model = load(tmp_path / "a.svdq", trust=True)
+    for rows, fits in [(1, True), (3, False), (8, True), (7, False), (1, True)]:
+        given = inputs(rows)
+        if fits:
+            np.testing.assert_array_equal(model(**given).sample, tiny.reference(given["x"])[0])
+        else:
+            with pytest.raises(BadPlan, match=r"launch 0 \(scale, block.scale\): argument 0"):
+                model(**given)
