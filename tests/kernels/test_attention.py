@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
-
 from tests.kernels.cpu_build import ISAS, build_harness, call, poisoned_scratch
+from torch.nn.functional import scaled_dot_product_attention
 
 EPS = 2.0**-24
 POISON = 12345.0
@@ -166,7 +165,8 @@ def test_attention__nothing_visible_gives_what_torch_gives(
     keep[1] = False
     mask = keep if kind == torch.bool else torch.zeros(4, 20).masked_fill(~keep, -torch.inf)
     case = make(4, 20, 16, mask=mask)
-    theirs = scaled_dot_product_attention(*(t[None, None] for t in (case.q, case.k, case.v)), mask)
+    q, k, v = (t[None, None] for t in (case.q, case.k, case.v))
+    theirs = scaled_dot_product_attention(q, k, v, mask)
     y = run(library, case)
     assert (y[1] == 0).all()
     torch.testing.assert_close(

@@ -62,12 +62,19 @@ class Conv:
         return torch.randn(self.batch, self.in_channels, *self.size, generator=generator), w
 
     def torch_conv(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        dims = len(self.size)
-        common = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-        if self.transposed:
-            run = getattr(functional, f"conv_transpose{dims}d")
-            return run(x, w, groups=self.groups, output_padding=self.output_padding, **common)
-        return getattr(functional, f"conv{dims}d")(x, w, groups=self.groups, **common)
+        kind = "conv_transpose" if self.transposed else "conv"
+        extra = {"output_padding": self.output_padding} if self.transposed else {}
+        run: Callable[..., torch.Tensor] = getattr(functional, f"{kind}{len(self.size)}d")
+        return run(
+            x,
+            w,
+            None,
+            self.stride,
+            self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            **extra,
+        )
 
     def numbers(self, x: torch.Tensor, out_size: list[int], channels: int) -> np.ndarray:
         """The fields of ConvArgs after x."""
@@ -187,9 +194,11 @@ def test_im2col_rows__matches_unfold(library: ctypes.CDLL, name: str) -> None:
         x, conv = x.unsqueeze(2), Conv([1, *conv.size], [1, *conv.kernel], stride=[1, *conv.stride],
                                        padding=[0, *conv.padding], in_channels=conv.in_channels)  # fmt: skip
     columns = functional.unfold(
-        x.contiguous(), conv.kernel, conv.dilation, conv.padding, conv.stride
+        x.contiguous(), *(tuple(v) for v in (conv.kernel, conv.dilation, conv.padding, conv.stride))
     )
-    expected = columns.unflatten(1, (conv.in_channels, taps)).permute(0, 3, 2, 1).reshape(rows, k)
+    expected = (
+        columns.reshape(x.shape[0], conv.in_channels, taps, -1).permute(0, 3, 2, 1).reshape(rows, k)
+    )
     np.testing.assert_array_equal(out[:, :k], expected.numpy())
     assert (out[:, k] == POISON).all()
     middle = np.full((rows, k), POISON, np.float32)

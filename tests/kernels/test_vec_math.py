@@ -1,4 +1,4 @@
-"""vec_math.h: largest error in ulp against double precision, special values, and that the loops really are vector code."""
+"""vec_math.h: largest error in ulp against double precision, special values, and loops that really are vector code."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ CASES: dict[str, tuple[Callable[[Array], Array], Array, float]] = {
 def ulp_of(exact: Array) -> Array:
     """The distance between floats at each value of `exact` (float64)."""
     _, exponent = np.frexp(exact)
-    return np.ldexp(1.0, np.maximum(exponent - 24, -149))
+    ulp: Array = np.ldexp(1.0, np.maximum(exponent - 24, -149))
+    return ulp
 
 
 @pytest.fixture(scope="session", params=ISAS)
@@ -108,8 +109,8 @@ def test_vec_math__ulp(library: ctypes.CDLL, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gelu_erf", "gelu_tanh"])
 def test_vec_math__gelu_negative_tail(library: ctypes.CDLL, name: str) -> None:
-    # The result is about e^-t with t rounded in f32 (t = x^2 / 2, or 2 y of the tanh form): 2^-24 t of error in the exponent is
-    # up to t ulp of the result per rounding. In absolute terms all of it stays below 1 ulp of 1.
+    # The result is about e^-t with t rounded in f32 (t = x^2 / 2, or 2 y of the tanh form): an error of 2^-24 t in the
+    # exponent is up to t ulp of the result per rounding. In absolute terms all of it stays below 1 ulp of 1.
     x = linear(-12, -1)
     exact = (gelu_exact if name == "gelu_erf" else gelu_tanh_exact)(x.astype(np.float64))
     y = evaluate(library, name, x)
@@ -156,9 +157,9 @@ def test_vec_math__special_values(
     wanted = np.repeat(np.array([*expected, NAN], np.float32), 37)
     y = evaluate(library, name, samples)
     np.testing.assert_array_equal(y, wanted)
-    kept = wanted == 0
-    np.testing.assert_array_equal(np.signbit(y)[kept], (np.signbit(wanted) | (y < 0))[kept] if name in
-                                  ("expm1", "log1p", "tanh", "erf", "sin", "atan") else np.signbit(y)[kept])  # fmt: skip
+    if name in ("expm1", "log1p", "tanh", "erf", "sin", "atan", "floor"):  # odd near 0: -0 stays -0
+        zeros = wanted == 0
+        np.testing.assert_array_equal(np.signbit(y[zeros]), np.signbit(wanted[zeros]))
 
 
 @pytest.mark.parametrize("name", ["sin", "cos"])

@@ -7,8 +7,8 @@
 //   m' = max(m, max s);  p = 2^(s - m');  l = l 2^(m - m') + sum p;  o = o 2^(m - m') + p v
 // and finally out = o / l, or 0 where no key is visible (l = 0), as PyTorch's CPU kernels do.
 //
-// Tiles and key blocks lie at absolute positions, so a query's bits do not depend on the range it
-// is computed in.
+// Key blocks, and the limits of causal tiles, lie at absolute positions, so a query's bits do not
+// depend on the range it is computed in.
 #ifndef SVDQ_CPU_ATTENTION_H
 #define SVDQ_CPU_ATTENTION_H
 
@@ -223,10 +223,12 @@ SVDQ_OUTLINE void attention_block(const AttentionArgs& args, const AttentionScra
 SVDQ_INLINE void attention_f32(const AttentionArgs& args, int64_t q_begin, int64_t q_end,
                                void* scratch) {
   const detail::AttentionScratch areas(scratch, args.head_dim, round_up(args.v_dim, kLanes));
-  for (int64_t begin = q_begin; begin < q_end;) {
-    const int64_t end = min_i64(q_end, round_up(begin + 1, kQueryBlock));
-    detail::attention_block(args, areas, begin, end);
-    begin = end;
+  // Blocks of about equal size: each packs all keys and values once.
+  const int64_t num_blocks = ceil_div(q_end - q_begin, kQueryBlock);
+  const int64_t block =
+      num_blocks == 0 ? 1 : round_up(ceil_div(q_end - q_begin, num_blocks), kQueryTile);
+  for (int64_t begin = q_begin; begin < q_end; begin += block) {
+    detail::attention_block(args, areas, begin, min_i64(q_end, begin + block));
   }
 }
 
