@@ -12,12 +12,11 @@ from svdqc.compiler.codegen.cpu.kernel import Kernel, generate
 from svdqc.compiler.codegen.cpu.params import BufferParam
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.ops.registry import DTYPE_NAMES
-from svdqc.compiler.codegen.region import Region
+from svdqc.compiler.codegen.region import FusionPlan, Region
 from svdqc.compiler.codegen.scalar import ITEM_BYTES
 from svdqc.compiler.codegen.storage import BufferKey
 from svdqc.compiler.ir.intexpr import ZERO, IntExpr
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.passes.fuse import FusionPlan
 from svdqc.compiler.plan.memory import Lifetime, place
 from svdqc.compiler.plan.records import Buffer, BufferArg, Launch, Plan, TensorPort
 from svdqc.compiler.targets.layouts import packed_bytes

@@ -8,9 +8,8 @@ whether a set of nodes can be one region.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
 from torch.fx import Node
 
 from svdqc.compiler.codegen.access import (
@@ -64,6 +63,15 @@ class Region:
     anchor: Node | None
     layout: Layout
     stored: list[Node]
+
+
+@dataclass
+class FusionPlan:
+    """regions in order of execution, and for every pair that was tried and refused, why."""
+
+    regions: list[Region]
+    maps: AccessMaps
+    refused: list[tuple[str, str]] = field(default_factory=list)
 
 
 class RegionSolver:
@@ -262,4 +270,28 @@ def _sizes_match(atoms: Atoms, lhs: Axis, rhs: Axis) -> bool:
     return bool(prod(atoms.sizes(lhs)) == prod(atoms.sizes(rhs)))
 
 
-assert torch
+def tiles_columns(nodes: list[Node], stored: list[Node], anchor: Node, layout: Layout) -> bool:
+    """Whether every value of the region is a function of one column of the anchor: then columns can be split among tasks."""
+    if str(anchor.target) not in (anchors.LINEAR, anchors.LINEAR_S4):
+        return False
+    columns = layout.inner(anchor)
+    after = [n for n in nodes if n is not anchor and not _is_before(n, anchor)]
+    return (
+        len(columns) == 1
+        and all((rule := rule_of(n)) is not None and rule.kind == "pointwise" for n in after)
+        and all(layout.inner(n) == columns for n in stored if n is not anchor)
+    )
+
+
+def _is_before(node: Node, anchor: Node) -> bool:
+    """Whether the anchor (transitively, within a region) reads this node."""
+    stack, seen = list(anchor.all_input_nodes), set()
+    while stack:
+        value = stack.pop()
+        if value is node:
+            return True
+        if value not in seen:
+            seen.add(value)
+            if value.op == "call_function":
+                stack.extend(value.all_input_nodes)
+    return False

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from svdqc.compiler.codegen.access import AccessMaps
+from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.reductions import Reduction, reduction_of
 from svdqc.compiler.codegen.ops.registry import ElementContext, Index, rule_of
 from svdqc.compiler.codegen.ops.views import delinearize
@@ -78,7 +79,9 @@ class RowProgram:
         return self.element(node, idx)
 
     def element(self, node: Node, idx: Index) -> Scalar:
-        """The expression that computes `node` at `idx`."""
+        """The expression that computes `node` at `idx`; an anchor's kernel has computed it already."""
+        if node is self.region.anchor:
+            return self.read(node, idx)
         rule = rule_of(node)
         assert rule is not None and rule.element is not None, f"{node}: no element rule"
         return rule.element(ElementContext(self.table, self.read), node, idx)
@@ -137,7 +140,7 @@ def build_row_program(region: Region, maps: AccessMaps) -> RowProgram:
     before = _upstream(region, region.anchor)
     for node in region.nodes:
         statement = _statement(program, node)
-        if statement is None or node is region.anchor:
+        if statement is None:
             continue
         (program.before if node in before else program.after).append(statement)
     return program
@@ -156,6 +159,8 @@ def _statement(program: RowProgram, node: Node) -> Statement | None:
         source = node.args[0]
         assert isinstance(source, Node)
         return Quantize(node, source)
+    if kind == "anchor" and str(node.target) == anchors.ATTENTION:
+        return None  # writes its result itself
     if node in program.resident or node in program.region.stored:
         return Compute(node, tuple(layout.inner(node)))
     return None

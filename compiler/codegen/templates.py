@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from svdqc.compiler.targets.folders import templates_folder
 
 
 @cache
@@ -23,11 +23,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-
-def templates_folder() -> Path:
-    """The folder of the installed templates and kernel headers."""
-    return Path(str(files("svdqc.templates")))
 
 
 def render(template: str, **context: Any) -> str:

@@ -153,6 +153,6 @@ def inspect(
 def reference(path: str | os.PathLike[str]) -> Any:
     """The artifact's quantized graph as a callable that PyTorch executes: the definition of correct."""
     require_compiler("reference")
-    from svdqc.compiler.driver import reference as open_reference
+    from svdqc.compiler.driver import Reference
 
-    return open_reference(path)
+    return Reference(path)

@@ -7,15 +7,13 @@ among threads. Views and cheap broadcast values never form regions: they fold in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import networkx as nx
 from torch.fx import Graph, Node
 
 from svdqc.compiler.codegen.access import AccessMaps
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import rule_of
-from svdqc.compiler.codegen.region import CannotFuse, Layout, Region, RegionSolver
+from svdqc.compiler.codegen.region import CannotFuse, FusionPlan, Layout, Region, RegionSolver, tiles_columns
 from svdqc.compiler.ir.intexpr import prod
 from svdqc.compiler.ir.ops import copy as COPY
 from svdqc.compiler.ir.program import Program
@@ -29,15 +27,6 @@ LARGE_WEIGHT = 1 << 18
 ENOUGH_ROWS = 16
 SMALL_VALUE = 4096
 """Below so many elements a launch costs more than a second thread brings."""
-
-
-@dataclass
-class FusionPlan:
-    """regions in order of execution, and for every pair that was tried and refused, why."""
-
-    regions: list[Region]
-    maps: AccessMaps
-    refused: list[tuple[str, str]] = field(default_factory=list)
 
 
 def fuse(program: Program) -> FusionPlan:
@@ -219,33 +208,6 @@ class _Planner:
 
 def _largest(nodes: list[Node], solver: RegionSolver) -> int:
     return max(prod(solver.shape(n)).upper() for n in nodes)
-
-
-def tiles_columns(nodes: list[Node], stored: list[Node], anchor: Node, layout: Layout) -> bool:
-    """Whether every value of the region is a function of one column of the anchor: then columns can be split among tasks."""
-    if str(anchor.target) not in (anchors.LINEAR, anchors.LINEAR_S4):
-        return False
-    columns = layout.inner(anchor)
-    after = [n for n in nodes if n is not anchor and not _is_before(n, anchor)]
-    return (
-        len(columns) == 1
-        and all(_kind(n) == "pointwise" for n in after)
-        and all(layout.inner(n) == columns for n in stored if n is not anchor)
-    )
-
-
-def _is_before(node: Node, anchor: Node) -> bool:
-    """Whether the anchor (transitively, within a region) reads this node."""
-    stack, seen = list(anchor.all_input_nodes), set()
-    while stack:
-        value = stack.pop()
-        if value is node:
-            return True
-        if value not in seen:
-            seen.add(value)
-            if value.op == "call_function":
-                stack.extend(value.all_input_nodes)
-    return False
 
 
 def _prefers_columns(anchor: Node, rows: int) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 _LANES = 16
 _QUERY_BLOCK = 192
-_KV_BLOCK = 256
-_QUERY_TILE = 48
+_KV_BLOCK = 512
+_QUERY_TILE = 48  # at most
 _CONV_SLICE = 1024
 
 

@@ -16,8 +16,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from svdqc.compiler.codegen.templates import templates_folder
 from svdqc.compiler.targets.cpu import CpuTarget
+from svdqc.compiler.targets.folders import include_folders
 from svdqc.errors import SvdqcError
 
 BASE_FLAGS = (
@@ -118,16 +118,6 @@ _ABI_SOURCE = """#include "svdq_kernel.h"
 extern "C" SVDQ_KERNEL_EXPORT const uint32_t svdq_code_abi;
 extern "C" const uint32_t svdq_code_abi = SVDQ_KERNEL_ABI;
 """
-
-
-def include_folders() -> list[Path]:
-    """The kernel headers and the runtime's kernel interface."""
-    from importlib.resources import files
-
-    kernel_headers = templates_folder() / "cpu" / "include"
-    installed = Path(str(files("svdqc"))) / "include"
-    beside = templates_folder().resolve().parent / "runtime" / "include"
-    return [kernel_headers, installed if installed.is_dir() else beside]
 
 
 @cache

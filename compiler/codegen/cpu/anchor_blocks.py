@@ -13,6 +13,7 @@ from svdqc.compiler.codegen.cpu.statements import RANGES, StatementPrinter
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.ops.views import linearize
+from svdqc.compiler.codegen.region import tiles_columns
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.codegen.scalar import Load
 from svdqc.compiler.codegen.storage import Storage
@@ -60,8 +61,6 @@ def plan_block(program: RowProgram) -> Block:
         return Block(QUERY_BLOCK)
     width = max(region.layout.inner_elements(n).upper() for n in region.nodes if n in region.layout.axes)
     if target in (anchors.LINEAR, anchors.LINEAR_S4):
-        from svdqc.compiler.passes.fuse import tiles_columns
-
         few = rows.upper() <= 4 * ROWS_IN_TILE
         if few and tiles_columns(region.nodes, region.stored, anchor, region.layout):
             return Block(min(rows.upper(), 4 * ROWS_IN_TILE), COLUMN_BLOCK)
@@ -276,8 +275,9 @@ def _lead_decode(params: Params, sizes: Index, divisor: str) -> tuple[list[str],
     lines, names = [f"int64_t lead = task / {divisor};"], []
     for axis in reversed(range(len(sizes))):
         names.insert(0, f"l{axis}")
-        lines.append(f"const int64_t l{axis} = lead % {params.scalar(sizes[axis])};")
-        lines.append(f"lead /= {params.scalar(sizes[axis])};")
+        size = params.scalar(sizes[axis], force=True)
+        lines.append(f"const int64_t l{axis} = lead % {size};")
+        lines.append(f"lead /= {size};")
     lines.append("".join(f"(void){n}; " for n in names).strip())
     return lines, names
 
@@ -310,7 +310,7 @@ def _attention(program: RowProgram, printer: StatementPrinter, params: Params, b
         out_text, out_row = f"tile - query_begin * {ldo}", str(ldo)
     scale = _call(anchor, 6, "scale")
     context: dict[str, Any] = {
-        "decode": decode, "q_len": params.scalar(q_len), "kv_len": params.scalar(kv_len), "head_dim": head_dim,
+        "decode": decode, "q_len": params.scalar(q_len, force=True), "kv_len": params.scalar(kv_len, force=True), "head_dim": head_dim,
         "v_dim": v_dim, "causal": causal, "mask": "", "out": out_text, "out_row": out_row,
         "scale": f"{(float(scale) if scale is not None else head_dim ** -0.5)!r}f",
     }

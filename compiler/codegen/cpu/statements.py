@@ -113,11 +113,11 @@ class StatementPrinter:
             elif position == len(names) - 1:
                 text = rest
             else:
-                text = f"{rest} % {self.params.scalar(size)}"
+                text = f"{rest} % {self.params.scalar(size, force=True)}"
             if text is not None:
                 lines.append(f"const int64_t {name} = {text};")
             if size != 1 and position < len(names) - 1:
-                rest = f"{rest} / {self.params.scalar(size)}"
+                rest = f"{rest} / {self.params.scalar(size, force=True)}"
         return lines
 
     def _print_compute(self, statement: Compute, columns: tuple[str, str] | None) -> list[str]:

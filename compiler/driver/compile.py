@@ -1,0 +1,194 @@
+"""The pipeline from a model to an artifact, as one readable sequence of stages."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from svdqc.compiler.artifact.format import Variant
+from svdqc.compiler.artifact.write import ArtifactTensor, write_artifact
+from svdqc.compiler.codegen.lower import Lowered, PlannedTensor, lower
+from svdqc.compiler.codegen.scalar import DTYPE_NAMES
+from svdqc.compiler.driver.calibrate import calibrate
+from svdqc.compiler.driver.progress import Progress, ProgressEvent
+from svdqc.compiler.driver.report import compile_report
+from svdqc.compiler.driver.support import check_supported
+from svdqc.compiler.ir.program import Program
+from svdqc.compiler.artifact.graph import dump_graph
+from svdqc.compiler.passes.fuse import FusionPlan, fuse
+from svdqc.compiler.passes.linear_groups import linear_groups
+from svdqc.compiler.passes.pipeline import CANONICALIZE, LOWER, run_passes
+from svdqc.compiler.passes.select_layers import Decision, quantized_groups, select_layers
+from svdqc.compiler.passes.svdquant import svdquant
+from svdqc.compiler.quantize.linear import LinearSamples
+from svdqc.compiler.quantize.recipe import Recipe
+from svdqc.compiler.targets.cpu import parse_targets
+from svdqc.compiler.targets.layouts import pack
+from svdqc.compiler.targets.toolchain import build, find_compiler
+from svdqc.errors import SvdqcError
+from svdqc.frontends import capture
+from svdqc.runtime import trust
+from svdqc.runtime.library import cpu_features
+
+Samples = Iterable[Mapping[str, Any]]
+
+
+class UnsupportedPrecision(SvdqcError):
+    """The target has no kernels for the precision asked for."""
+
+
+@dataclass(frozen=True)
+class CompiledArtifact:
+    """path, size, and the report: layers quantized and kept with reasons, regions, kernels, launches, bytes."""
+
+    path: Path
+    num_bytes: int
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A captured model ready for quantization, and what was decided for each of its linears."""
+
+    program: Program
+    decisions: list[Decision]
+
+
+def compile_model(
+    model: Any,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    output: str | os.PathLike[str],
+    target: str = "native",
+    recipe: Recipe | None = None,
+    calibration: Samples | None = None,
+    dynamic: str | Mapping[str, Any] | None = None,
+    jobs: int = 0,
+    progress: Progress | None = None,
+) -> CompiledArtifact:
+    """Compile a model to one file; the arguments are those of `svdqc.compile`."""
+    say = _Stages(progress)
+    targets = parse_targets(target, cpu_features())
+    find_compiler()  # before any long work
+    recipe = _resolved(recipe or Recipe(), target)
+
+    say("capture", 0, 1)
+    canonical = capture_canonical(model, inputs, dynamic, recipe)
+    program = canonical.program
+    say("capture", 1, 1)
+
+    groups = quantized_groups(canonical.decisions, linear_groups(program))
+    samples: dict[str, LinearSamples] = {}
+    if calibration is not None and groups:
+        samples = calibrate(program, groups, calibration, recipe.seed, lambda i, n: say("calibrate", i, n))
+    records = svdquant(program, groups, samples, recipe, lambda i, n, name: say("quantize", i, n, name))
+
+    say("plan", 0, 1)
+    fusion = plan_regions(program)
+    lowered = lower(program, fusion, lambda i, n: say("plan", i, n))
+
+    variants = []
+    for number, cpu in enumerate(targets):
+        stage = f"kernels {cpu.isa}" if len(targets) > 1 else "kernels"
+        code = build(lowered.kernels, cpu, jobs, lambda i, n, name, stage=stage: say(stage, i, n, name))  # type: ignore[misc]
+        variants.append(Variant(cpu.name, cpu.isa_features, code, lowered.plan, {"compiler": find_compiler().version}))
+        assert number < len(targets)
+
+    report = compile_report(program, canonical.decisions, records, lowered, fusion, recipe)
+    tensors = [_artifact_tensor(program, t, lowered.tensors) for t in lowered.tensors]
+    written = write_artifact(
+        output,
+        name=program.name,
+        producer=_producer(),
+        tensors=[_counted(t, i, len(tensors), say) for i, t in enumerate(tensors)],
+        variants=variants,
+        graph=dump_graph(program),
+        quantization={"precision": recipe.precision, "rank": recipe.rank, "group_size": recipe.group_size,
+                      "layers": records},
+        source_digest=_source_digest(program),
+        meta={"report": {k: v for k, v in report.items() if k != "layers"}},
+    )
+    say("write", len(tensors), max(len(tensors), 1))
+    trust.register(*written.trust_digests)
+    return CompiledArtifact(written.path, written.num_bytes, report)
+
+
+def capture_canonical(model: Any, inputs: Any, dynamic: Any, recipe: Recipe) -> Canonical:
+    """Capture, canonicalize, refuse what no kernel can do, and decide what to quantize."""
+    program = capture(model, inputs, dynamic=dynamic)
+    run_passes(program, CANONICALIZE)
+    check_supported(program)
+    return Canonical(program, select_layers(program, recipe))
+
+
+def plan_regions(program: Program) -> FusionPlan:
+    """Lower a canonical (quantized or not) program and cut it into fused regions."""
+    run_passes(program, LOWER)
+    return fuse(program)
+
+
+def _resolved(recipe: Recipe, target: str) -> Recipe:
+    if recipe.precision == "auto":
+        return replace(recipe, precision="int4")
+    if recipe.precision not in ("int4", "none"):
+        raise UnsupportedPrecision("compile", recipe.precision, f"no kernels for it on {target}", "use int4, none or auto")
+    return recipe
+
+
+class _Stages:
+    """Reports progress; a stage opens with its first event."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        if self._progress is not None:
+            self._progress(ProgressEvent(stage, done, total, detail))
+
+
+def _artifact_tensor(program: Program, planned: PlannedTensor, everything: list[PlannedTensor]) -> ArtifactTensor:
+    """A weight in the layout its kernels read; `name#layout` where several kernels want different ones."""
+    shared = sum(t.name == planned.name for t in everything) > 1
+    name = f"{planned.name}#{planned.layout}" if shared and planned.layout != "row_major" else planned.name
+    return ArtifactTensor(
+        name=name,
+        dtype=DTYPE_NAMES[planned.dtype],
+        shape=planned.shape,
+        layout=planned.layout,
+        num_bytes=planned.num_bytes,
+        load=lambda: _bytes_of(pack(planned.layout, program.weights.load(planned.name))),
+    )
+
+
+def _counted(tensor: ArtifactTensor, number: int, total: int, say: Callable[..., None]) -> ArtifactTensor:
+    def load() -> Any:
+        say("write", number, total, tensor.name)
+        return tensor.load()
+
+    return replace(tensor, load=load)
+
+
+def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _source_digest(program: Program) -> str:
+    """Of the graph and the names and shapes of its weights."""
+    digest = hashlib.sha256(dump_graph(program))
+    return digest.hexdigest()
+
+
+def _producer() -> str:
+    from svdqc import __version__
+
+    return f"svdqc {__version__}"
+
+
+assert Lowered

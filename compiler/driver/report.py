@@ -1,0 +1,54 @@
+"""What a compilation did, as data: the same dict goes to the user, the artifact and `svdqc inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from svdqc.compiler.codegen.lower import Lowered, label_of
+from svdqc.compiler.codegen.region import Region
+from svdqc.compiler.ir.program import Program
+from svdqc.compiler.passes.fuse import FusionPlan
+from svdqc.compiler.passes.linear_groups import block_name
+from svdqc.compiler.passes.select_layers import Decision
+from svdqc.compiler.quantize.recipe import Recipe
+
+
+def compile_report(
+    program: Program,
+    decisions: list[Decision],
+    records: list[dict[str, Any]],
+    lowered: Lowered,
+    fusion: FusionPlan,
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Layers, regions, launches per block, sizes."""
+    plan = lowered.plan
+    return {
+        "name": program.name,
+        "origin": program.origin,
+        "precision": recipe.precision,
+        "quantized": [d.layer for d in decisions if d.quantized],
+        "kept": {d.layer: d.reason for d in decisions if not d.quantized},
+        "layers": records,
+        "num_kernels": len(plan.kernels),
+        "num_launches": len(plan.launches),
+        "launches_per_block": launches_per_block(fusion.regions),
+        "regions": [describe_region(r) for r in fusion.regions],
+        "weight_bytes": sum(t.num_bytes for t in lowered.tensors),
+        "arena_bytes": plan.arena_bytes,
+    }
+
+
+def launches_per_block(regions: list[Region]) -> dict[str, int]:
+    """Launches by repeated block; "" holds what lies outside."""
+    return dict(Counter(block_name(label_of(r) + ".") for r in regions))
+
+
+def describe_region(region: Region) -> dict[str, Any]:
+    return {
+        "source": label_of(region),
+        "anchor": str(region.anchor.target).split(".")[1] if region.anchor is not None else "",
+        "ops": [str(n.target).split(".")[1] for n in region.nodes],
+        "rows": str(region.layout.num_rows),
+    }

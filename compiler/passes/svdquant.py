@@ -1,0 +1,119 @@
+"""linear(x, W) → linear_s4(quantize_s4(x), …): smoothing, a low-rank branch and a 4-bit residual (arXiv 2411.05007).
+
+Linears that read the same input in a block are quantized as one: they share smoothing, codes and down-projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from svdqc.compiler.ir.program import Program
+from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call
+from svdqc.compiler.passes.linear_groups import LinearGroup, weight_node
+from svdqc.compiler.passes.merge_linears import replace_by_slices
+from svdqc.compiler.quantize import ops
+from svdqc.compiler.quantize.linear import LinearSamples, QuantizedLinear, quantize_linear
+from svdqc.compiler.quantize.recipe import Recipe
+
+GELU_SHIFT = 0.171875
+"""GELU is never below -0.17; with this shift its values fit unsigned codes."""
+
+LayerProgress = Callable[[int, int, str], None]
+
+
+def svdquant(
+    program: Program,
+    groups: list[LinearGroup],
+    samples: Mapping[str, LinearSamples],
+    recipe: Recipe,
+    progress: LayerProgress | None = None,
+) -> list[dict[str, Any]]:
+    """Quantize each group; returns a record per group for the report."""
+    rw, records = Rewriter(program), []
+    for done, group in enumerate(groups):
+        if progress is not None:
+            progress(done, len(groups), group.name)
+        weight = torch.cat([_load_weight(program, n) for n in group.linears])
+        result = quantize_linear(
+            weight,
+            samples.get(group.name),
+            recipe,
+            nonnegative_after_shift=GELU_SHIFT if is_call(group.x, aten.gelu.default) else None,
+            name=group.name,
+        )
+        _rewrite(rw, group, result)
+        records.append(_record(group, weight, result))
+    if progress is not None:
+        progress(len(groups), len(groups), "")
+    rw.finish()
+    return records
+
+
+def _load_weight(program: Program, linear: Node) -> torch.Tensor:
+    node = weight_node(linear)
+    assert node is not None
+    return program.weights.load(node.meta["weight"]).to(torch.float32)
+
+
+def _rewrite(rw: Rewriter, group: LinearGroup, q: QuantizedLinear) -> None:
+    first, stem, activation = group.linears[0], group.name, q.activation
+    bias = _bias(rw.program, group, q)
+    with rw.before(first):
+        inv_smooth = rw.constant(f"{stem}.inv_smooth", q.inv_smooth)
+        lora_down = rw.constant(f"{stem}.lora_down", q.lora_down)
+        quantized = rw.call(ops.quantize_s4, group.x, inv_smooth, lora_down, activation.group_size, activation.range,
+                            activation.rotate, activation.shift)
+        codes, scale, low = (_item(rw, quantized, i) for i in range(3))
+        merged = rw.call(
+            ops.linear_s4, codes, scale, low,
+            rw.constant(f"{stem}.w_codes", q.w_codes), rw.constant(f"{stem}.w_scale", q.w_scale),
+            rw.constant(f"{stem}.lora_up", q.lora_up),
+            None if bias is None else rw.constant(f"{stem}.bias_merged", bias),
+        )
+        replace_by_slices(rw, group, merged)
+
+
+def _item(rw: Rewriter, node: Node, position: int) -> Node:
+    import operator
+
+    item = rw.graph.call_function(operator.getitem, (node, position))
+    item.meta.update(val=node.meta["val"][position], source=node.meta["source"])
+    return item
+
+
+def _bias(program: Program, group: LinearGroup, q: QuantizedLinear) -> torch.Tensor | None:
+    """[ΣN] f32: the linears' biases, plus what the shift and the mean error need; None if all are zero."""
+    parts, found = [], q.bias_delta is not None
+    for linear in group.linears:
+        node = linear.args[2] if len(linear.args) > 2 else linear.kwargs.get("bias")
+        width = int(linear.meta["val"].shape[-1])
+        if node is None:
+            parts.append(torch.zeros(width))
+        else:
+            source = node.args[0] if is_call(node, aten._to_copy.default) else node  # type: ignore[union-attr]
+            parts.append(program.weights.load(source.meta["weight"]).to(torch.float32))  # type: ignore[union-attr]
+            found = True
+    bias = torch.cat(parts)
+    if not found:
+        return None
+    return bias if q.bias_delta is None else bias + q.bias_delta
+
+
+def _record(group: LinearGroup, weight: torch.Tensor, q: QuantizedLinear) -> dict[str, Any]:
+    tensors = (q.inv_smooth, q.lora_down, q.lora_up, q.w_scale)
+    num_bytes = sum(t.numel() * t.element_size() for t in tensors) + q.w_codes.numel() // 2
+    return {
+        "layers": list(group.names),
+        "shape": list(weight.shape),
+        "rank": int(q.lora_down.shape[0]),
+        "range": q.activation.range,
+        "rotated": q.activation.rotate,
+        "num_bytes": num_bytes,
+        "num_bytes_bf16": 2 * weight.numel(),
+        "metrics": {k: float(v) for k, v in q.metrics.items()},
+        "notes": list(q.notes),
+    }
