@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from svdqc.compiler.driver.compile import CompiledArtifact, compile_model
-    from svdqc.compiler.driver.inspect import inspect_model
     from svdqc.compiler.driver.golden import Reference
+    from svdqc.compiler.driver.inspect import inspect_model
 
 __all__ = ["CompiledArtifact", "Reference", "compile_model", "inspect_model"]
 
