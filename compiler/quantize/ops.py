@@ -1,7 +1,7 @@
 """The quantized ops, registered with PyTorch: each has a reference, so a graph that holds them runs.
 
-    svdq::quantize_s4   smooth, project down and code the input of a 4-bit linear
-    svdq::linear_s4     4-bit linear plus the up-projection of the low-rank branch
+svdq::quantize_s4   smooth, project down and code the input of a 4-bit linear
+svdq::linear_s4     4-bit linear plus the up-projection of the low-rank branch
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def _quantize_s4(
     rotate: bool,
     shift: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    activation = ActivationFormat(bits=4, group_size=group_size, range=range, rotate=rotate, shift=shift)
+    activation = ActivationFormat(
+        bits=4, group_size=group_size, range=range, rotate=rotate, shift=shift
+    )
     return reference.quantize_activation(x, inv_smooth, lora_down, activation)
 
 

@@ -65,7 +65,8 @@ class Smoothed:
     w_rot        [out_features, in_features]  smoothed and rotated weight
     judge_hat    [tokens, in_features]        smoothed input, as the low-rank branch reads it
     judge_coded  [tokens, in_features]        smoothed, rotated, quantized
-    noise        [in_features]                mean square of (quantized - rotated) over the fitted tokens, per channel
+    gain         of coding: quantized = gain * (rotated + e), e uncorrelated with rotated
+    noise        [in_features]                mean square of e over the fitted tokens, per channel
     power        [in_features]                mean square of rotated over the same tokens
     """
 
@@ -75,6 +76,7 @@ class Smoothed:
     w_rot: Tensor
     judge_hat: Tensor | None
     judge_coded: Tensor | None
+    gain: float
     noise: Tensor
     power: Tensor
 
@@ -96,7 +98,8 @@ def smoothed(problem: Problem, smooth: Tensor, activation: ActivationFormat) -> 
     w_rot = rotate_offline(w_rot) if activation.rotate else w_rot
     if problem.fit is None or problem.judge is None:
         unit = torch.ones_like(smooth)
-        return Smoothed(problem, smooth, activation, w_rot, None, None, WEIGHT_NOISE * unit, unit)
+        noise = WEIGHT_NOISE * unit
+        return Smoothed(problem, smooth, activation, w_rot, None, None, 1.0, noise, unit)
     inv_smooth = 1.0 / smooth
     stride = max(1, problem.fit.shape[0] // _NOISE_TOKENS)
     fit_rot = problem.fit[::stride] * inv_smooth
@@ -104,10 +107,12 @@ def smoothed(problem: Problem, smooth: Tensor, activation: ActivationFormat) -> 
     judge_rot = judge_hat
     if activation.rotate:
         fit_rot, judge_rot = rotate_offline(fit_rot), rotate_offline(judge_hat)
-    miss = decode_activation(*encode_activation(fit_rot, activation)) - fit_rot
-    noise, power = miss.square_().mean(0), fit_rot.square_().mean(0)
+    coded = decode_activation(*encode_activation(fit_rot, activation))
+    power = fit_rot.square().mean(0)
+    gain = float((coded * fit_rot).sum() / fit_rot.square().sum().clamp_min(1e-30)) or 1.0
+    noise = (coded / gain - fit_rot).square_().mean(0)
     judge_coded = decode_activation(*encode_activation(judge_rot, activation))
-    return Smoothed(problem, smooth, activation, w_rot, judge_hat, judge_coded, noise, power)
+    return Smoothed(problem, smooth, activation, w_rot, judge_hat, judge_coded, gain, noise, power)
 
 
 def group_mean(values: Tensor, group_size: int) -> Tensor:

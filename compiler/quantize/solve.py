@@ -1,7 +1,9 @@
 """The low-rank branch and the 4-bit residual of one layer, for a given smoothing and activation format.
 
-With x the rotated input, e the error of coding it (taken as uncorrelated with x), C and N their covariances, a
-branch L and a coded weight Q miss the output x W.T by x (W - L - Q).T - e Q.T, so their expected squared error is
+Let x be the rotated input, with covariance C. Its codes stand for gain * (x + e), where the gain is a number near 1 and
+e is uncorrelated with x (Bussgang's theorem: exact for Gaussian x), with diagonal covariance N. A branch L and a coded
+weight Q then miss the output x W.T by x (W - L - gain Q).T - gain e Q.T; writing Q for gain * Q, the expected squared
+error is
 
     J(L, Q) = tr((W - L - Q) C (W - L - Q).T) + tr(Q N Q.T)
 
@@ -116,13 +118,13 @@ def solve(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
     residual = rotated_residual(case, low_rank)
     codec = weight_codec(residual, recipe)
     w_codes, w_scale = quantize_with_feedback(
-        model.target(residual), model.factored, codec, recipe.clip
+        model.target(residual) / model.gain, model.factored, codec, recipe.clip
     )
     best = _judged(case, low_rank, w_codes, w_scale)
     for _ in range(recipe.refine_iterations):
-        pull = model.pull(residual, dequantize_weight(w_codes, w_scale))
+        pull = model.pull(residual, dequantize_weight(w_codes, w_scale) * model.gain) / model.gain
         w_codes, w_scale = sweep(pull, model.hessian, w_codes, w_scale, codec)
-        uncoded = case.w_rot - dequantize_weight(w_codes, w_scale)
+        uncoded = case.w_rot - dequantize_weight(w_codes, w_scale) * model.gain
         basis = leading_subspace(uncoded, model.carried, rank, recipe.seed, iterations=2)
         low_rank = branch_of(basis, uncoded, rotated)
         residual = rotated_residual(case, low_rank)
@@ -138,6 +140,7 @@ class _Model:
     hessian     C + N                                       lower     its Cholesky factor
     noise       [in_features] the diagonal of N
     rounding    [in_features] expected square of the weight's rounding, per unit of the residual's power
+    gain        of coding the input: codes of the weight are scaled by its inverse
     """
 
     covariance: Tensor
@@ -146,6 +149,7 @@ class _Model:
     noise: Tensor
     rounding: Tensor
     factored: FeedbackFactor
+    gain: float
     shrink: bool
 
     def remaining(self, v: Tensor) -> Tensor:
@@ -179,7 +183,8 @@ def _model(case: Smoothed, recipe: Recipe) -> _Model:
     energy[factored.order] = factored.energy
     rounding = WEIGHT_NOISE * group_mean(energy, case.activation.group_size)
     lower = damped_cholesky(hessian)
-    return _Model(covariance, hessian, lower, noise, rounding, factored, recipe.shrink)
+    gain = case.gain if recipe.shrink else 1.0
+    return _Model(covariance, hessian, lower, noise, rounding, factored, gain, recipe.shrink)
 
 
 def _judged(case: Smoothed, low_rank: LowRank, w_codes: Tensor, w_scale: Tensor) -> Solution:
