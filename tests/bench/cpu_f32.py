@@ -1,6 +1,8 @@
 """The 16- and 32-bit CPU kernels against PyTorch's, in one process, taking turns: linear, attention, convolution.
 
-    PYTHONPATH=build/dev:. python tests/bench/cpu_f32.py [--threads 2] [--clock wall|cpu] [--rounds 9] [linear|attention|conv]
+    PYTHONPATH=build/dev:. python tests/bench/cpu_f32.py [--threads 2] [--clock wall|cpu] [--rounds 9] [KIND ...]
+
+    KIND is linear, attention or conv.
 
 Outputs are checked before anything is timed, caches are flushed before every call. A line gives the median GFLOP/s of
 both and the median of the ratios of neighbouring calls (above 1: ours is faster). On a busy machine: --clock cpu
