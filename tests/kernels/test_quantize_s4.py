@@ -170,6 +170,13 @@ def test_quantize_s4__in_place_and_without_x_hat(kernels: ctypes.CDLL) -> None:
     np.testing.assert_array_equal(x, want_hat)
 
 
+def test_quantize_s4__unsigned_clamps_any_negative(kernels: ctypes.CDLL) -> None:
+    x = heavy_tailed(4, 256)
+    x[:, ::7] = -1e30
+    for group in (32, 64, 128):
+        assert_same(kernels, ("unsigned", group, False), x)
+
+
 def test_quantize_s4__bf16_x_hat(kernels: ctypes.CDLL) -> None:
     x = heavy_tailed(5, 320)
     inv_smooth = np.linspace(0.5, 2, 320, dtype=np.float32)

@@ -2,20 +2,22 @@
  *
  *   out[m, n] (+)= sum_g  x_scale[m, g] * w_scale[n, g] * sum_{k in g} codes[m, k] * w_codes[n, k]
  *
- * Inner sums are exact integers. Groups are added in rising order in f32, one fma each of (sum *
- * w_scale) and x_scale, to zero or, with accumulate, to what out holds (bias and low-rank branch,
- * say).
+ * Inner sums are exact integers. Groups are added in rising order in f32, each by one fma of
+ * (sum * w_scale) and x_scale: to zero, or with `accumulate` to what out holds, such as bias and
+ * low-rank branch. The bits depend on neither the rows nor the panels of a call.
  *
- * codes     [rows, k] dense int8, |code| <= largest_code(RANGE)       x_scale  [rows, k / GROUP]
- * dense f32 w_packed  layout "s4_n16k4":  [panels, k / 8, 16, 4] bytes holding w + 8: the low
- * nibble of byte (p, b, n, j) is w_codes[16 p + n, 8 b + j], the high one w_codes[16 p + n, 8 b + 4
- * + j] w_scale   layout "bf16_scale_n16":  [panels, k / GROUP, 16] bfloat16; 0 for columns past the
- * last out       [rows, 16 * (panel_end - panel_begin)] f32, row stride ldo; its first column is
- * panel_begin's
+ * codes      [rows, k] dense int8, |code| <= largest_code(RANGE)
+ * x_scale    [rows, k / GROUP] dense f32
+ * w_packed   "s4_n16k4", [panels, k / 8, 16, 4] bytes of two w + 8: byte (p, b, n, j) has
+ *            w_codes[16 p + n, 8 b + j] in its low nibble, w_codes[16 p + n, 8 b + 4 + j] in its
+ * high w_scale    "bf16_scale_n16", [panels, k / GROUP, 16] bfloat16; 0 in columns past the last
+ * out        [rows, 16 * (panel_end - panel_begin)] f32, row stride ldo, from panel_begin's column
  *
- * Two steps, so that several products may share their input and a task may take its columns in
- * ranges: pack_codes_s4   rearranges codes, scales and code sums for broadcasting, into
- * packed_codes_bytes(rows, k, GROUP) bytes gemm_s4         multiplies what was packed
+ * Two steps, so that products may share their input and a task may take its columns in ranges:
+ *
+ * pack_codes_s4            codes, scales and code sums, rearranged for broadcasting: into
+ *                          packed_codes_bytes(rows, k, GROUP) bytes of scratch
+ * gemm_s4, gemm_s4_onto    the product of what was packed
  */
 #ifndef SVDQ_CPU_GEMM_S4_H
 #define SVDQ_CPU_GEMM_S4_H

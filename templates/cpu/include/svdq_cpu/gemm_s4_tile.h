@@ -19,8 +19,12 @@ constexpr int kMaxTileRows = 4;
 constexpr int kPanelsAtOnce = 1;
 #endif
 
-/* A packed row tile, per group:  codes [GROUP / 4][MR][4] int8,  minus_8_sums [MR] int32,  scales
- * [MR] f32. minus_8_sums = -8 * sum of the codes: what u8 weights w + 8 add too much. */
+/* A packed row tile, per group:
+ *
+ *   codes          [GROUP / 4][MR][4] int8
+ *   minus_8_sums   [MR] int32               -8 * sum of the codes: what weights w + 8 add too much
+ *   scales         [MR] f32
+ */
 template <int GROUP>
 constexpr int64_t packed_group_bytes(int mr) {
   return static_cast<int64_t>(mr) * (GROUP + 8);

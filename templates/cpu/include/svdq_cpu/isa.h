@@ -1,16 +1,16 @@
-/* Which instruction set a kernel is compiled for, and a vector of 16 floats that means the same on
- * each of them.
+/* Which instruction set a kernel is compiled for, and a vector of 16 floats that is the same on
+ * each.
  *
- *   SVDQ_ISA_AVX512     AVX512 F, BW, VL, DQ, VNNI         f32x16 = one zmm
- *   SVDQ_ISA_AVX2       AVX2, FMA, F16C                    f32x16 = two ymm
- *   SVDQ_ISA_PORTABLE   any GCC or Clang target            f32x16 = a vector_size(64) float, which
- * the compiler splits
+ *   SVDQ_ISA_AVX512     AVX512 F, BW, VL, DQ, VNNI     f32x16 is one zmm
+ *   SVDQ_ISA_AVX2       AVX2, FMA, F16C                f32x16 is two ymm
+ *   SVDQ_ISA_PORTABLE   any GCC or Clang target        f32x16 is what the compiler makes of 64
+ * bytes
  *
- * Exactly one is 1, chosen from the compiler's own macros, that is, by the -m flags. SVDQ_BF16_DOT
- * is 1 where AVX512-BF16 is there too.
+ * Exactly one is 1, by the compiler's own macros, that is, its -m flags. SVDQ_BF16_DOT is 1 where
+ * AVX512-BF16 is there too.
  *
  * Never compile with -ffast-math. Under -ffp-contract=fast the compiler may fuse `a * b + c`; where
- * bits matter (4-bit codes flip when a product is rounded differently) as_rounded(a * b) prevents
+ * bits matter (4-bit codes flip when a product is rounded differently) as_rounded(a * b) forbids
  * it.
  */
 #ifndef SVDQ_CPU_ISA_H

@@ -1,21 +1,27 @@
 /* Smooth and code the activations of a quantized linear, one token and group at a time.
  *
- *   x_hat = (x + shift) * inv_smooth                                   two roundings
+ *   x_hat = (x + shift) * inv_smooth                      two roundings
  *   z     = ROTATE ? butterfly(x_hat) : x_hat
- *   scale of each GROUP of z along k:
- *     Symmetric7    absmax / 7            codes -7 .. 7
- *     Symmetric127  absmax / 127          codes -127 .. 127
- *     Signed8       v / -8                codes -8 .. 7     v: the element of largest magnitude,
- * the first of equals Unsigned15    max(max, 0) / 15      codes 0 .. 15 code  =
- * clamp(round_half_even(z * (1 / scale)))                    1/scale is 0 where not finite
+ *   code  = clamp(round_half_even(z * (1 / scale)))       1 / scale is 0 where not finite
  *
- * butterfly, per block of 64: for h = 1, 2, 4, 8, 16, 32: every pair (a, b) = (z[i], z[i + h]), i &
- * h == 0, becomes (a + b, a - b); then each is multiplied by 0.125. Every operation is one f32
+ * The scale of each GROUP of z along k:
+ *
+ *   Symmetric7      absmax / 7          codes -7 .. 7
+ *   Symmetric127    absmax / 127        codes -127 .. 127
+ *   Signed8         v / -8              codes -8 .. 7, v the first element of largest magnitude
+ *   Unsigned15      max(max, 0) / 15    codes 0 .. 15
+ *
+ * butterfly, in each block of 64: for h = 1, 2, 4, 8, 16, 32 every pair (a, b) = (z[i], z[i + h]),
+ * i & h == 0, becomes (a + b, a - b); then each is multiplied by 0.125. Every operation is one f32
  * rounding, in this order, so the codes equal those of svdqc.compiler.quantize bit for bit.
  *
- * x        [rows, k], row stride ldx       x_hat   [rows, k], row stride ld_hat; may be x itself,
- * or null if not needed inv_smooth  [k] or null for ones         codes   [rows, k] dense x_scale
- * [rows, k / GROUP] dense k is a multiple of GROUP, and of 64 if ROTATE. rows may be 0.
+ * x            [rows, k], row stride ldx
+ * inv_smooth   [k], or null for ones
+ * x_hat        [rows, k], row stride ld_hat; may be x itself, or null if not needed
+ * codes        [rows, k] dense
+ * x_scale      [rows, k / GROUP] dense
+ *
+ * k is a multiple of GROUP, and of 64 if ROTATE. rows may be 0.
  */
 #ifndef SVDQ_CPU_QUANTIZE_S4_H
 #define SVDQ_CPU_QUANTIZE_S4_H
