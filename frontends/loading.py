@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,8 @@ def _from_file(path: Path) -> Subject | ExportedProgram:
     if path.suffix == ".onnx":
         return _from_onnx(path)
     if path.suffix == ".pt2":
+        if not zipfile.is_zipfile(path):  # torch would log a traceback of its own
+            raise NotAModelError(str(path), "not a .pt2 archive", "save it with torch.export.save")
         try:
             return torch.export.load(path)
         except Exception as error:  # torch raises RuntimeError, zipfile.BadZipFile, ValueError, …

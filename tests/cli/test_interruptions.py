@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.cli.conftest import COMMAND, HERE, CommandLine, environment
 
@@ -44,11 +45,14 @@ def test_full_disk__compile(svdqc: CommandLine, output: Path) -> None:
     assert list(output.parent.iterdir()) == []
 
 
-def test_full_disk__run(svdqc: CommandLine, artifact: Path, inputs: Path, output: Path) -> None:
-    def limit_file_size() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (256, 256))
+def test_full_disk__run(svdqc: CommandLine, artifact: Path, output: Path, tmp_path: Path) -> None:
+    """2 MB of outputs where no file may grow beyond 1 MB."""
 
-    outputs = output.with_name("outputs.npz")
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    inputs, outputs = tmp_path / "inputs.npz", output.with_name("outputs.npz")
+    np.savez(inputs, x=np.zeros((8192, 64), np.float32))
     svdqc.fails(
         *("run", artifact, "-i", inputs, "-o", outputs),
         preexec=limit_file_size,
