@@ -64,7 +64,11 @@ def load_graph(data: bytes, weights: WeightStore) -> Program:
     names = iter(document["inputs"])
     for entry in document["nodes"]:
         nodes[entry["name"]] = _add_node(graph, entry, nodes, names)
-    module = GraphModule(torch.nn.Module(), graph)
+    root = torch.nn.Module()
+    for node in graph.nodes:
+        if node.op == "get_attr":  # the interpreter reads weights by name; fx only wants the attribute to exist
+            root.register_buffer(node.target, torch.empty(0, device="meta"))
+    module = GraphModule(root, graph)
     inputs = tuple(TensorSpec(n, (), torch.float32) for n in document["inputs"])
     outputs = tuple(TensorSpec(n, (), torch.float32) for n in document["outputs"])
     return Program(module, LayeredWeights(weights), inputs, outputs, origin="artifact")

@@ -47,7 +47,7 @@ class Reference:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.artifact = read_artifact(path)
         self.program: Program = load_graph(self.artifact.graph(), ArtifactWeights(self.artifact))
-        self._dtypes = {port.name: _DTYPES[port.dtype] for port in self.artifact.inputs}
+        self._dtypes = {port["name"]: _DTYPES[port["dtype"]] for port in self.artifact.inputs}
 
     def __call__(self, **inputs: Any) -> dict[str, torch.Tensor]:
         named = {name: value for key, item in inputs.items() for name, value in flatten(item, key)}

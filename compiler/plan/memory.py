@@ -27,7 +27,9 @@ def place(lifetimes: Sequence[Lifetime]) -> tuple[dict[str, int], int]:
     offsets: dict[str, int] = {}
     for life in sorted(lifetimes, key=lambda b: (-b.num_bytes, b.first, b.name)):
         taken = sorted(
-            (offsets[n], offsets[n] + _padded(by_name[n].num_bytes)) for n in interference[life.name] if n in offsets
+            (offsets[n], offsets[n] + _padded(by_name[n].num_bytes))
+            for n in interference[life.name]
+            if n in offsets
         )
         offset = 0
         for begin, end in taken:
