@@ -18,14 +18,31 @@ from torch.fx import Graph, GraphModule, Node
 
 from svdqc.compiler.ir.program import Program, TensorSpec
 from svdqc.compiler.ir.weights import LayeredWeights, WeightStore
-from svdqc.compiler.quantize import ops as _registered  # the svdq:: ops must exist before a graph names them
+from svdqc.compiler.quantize import (
+    ops as _registered,
+)  # the svdq:: ops must exist before a graph names them
 from svdqc.errors import SvdqcError
 
 VERSION = 1
 _DROPPED = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
-_OPERATORS = {f.__name__: f for f in (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv,
-                                      operator.mod, operator.neg, operator.pow, operator.truediv)}
-_SYMBOLIC = {f.__name__: f for f in (torch.sym_max, torch.sym_min, torch.sym_int, torch.sym_float, torch.sym_not)}
+_OPERATORS = {
+    f.__name__: f
+    for f in (
+        operator.getitem,
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.floordiv,
+        operator.mod,
+        operator.neg,
+        operator.pow,
+        operator.truediv,
+    )
+}
+_SYMBOLIC = {
+    f.__name__: f
+    for f in (torch.sym_max, torch.sym_min, torch.sym_int, torch.sym_float, torch.sym_not)
+}
 _NAMESPACES = ("aten", "svdq", "prims")
 
 
@@ -59,14 +76,21 @@ def load_graph(data: bytes, weights: WeightStore) -> Program:
     """A runnable program from `dump_graph`; its specs carry names only, no shapes."""
     document = json.loads(data)
     if document.get("version") != VERSION:
-        raise UnreadableGraph("reference", "graph", f"version {document.get('version')!r}", f"use an artifact of version {VERSION}")
+        raise UnreadableGraph(
+            "reference",
+            "graph",
+            f"version {document.get('version')!r}",
+            f"use an artifact of version {VERSION}",
+        )
     graph, nodes = Graph(), {}
     names = iter(document["inputs"])
     for entry in document["nodes"]:
         nodes[entry["name"]] = _add_node(graph, entry, nodes, names)
     root = torch.nn.Module()
     for node in graph.nodes:
-        if node.op == "get_attr":  # the interpreter reads weights by name; fx only wants the attribute to exist
+        if (
+            node.op == "get_attr"
+        ):  # the interpreter reads weights by name; fx only wants the attribute to exist
             root.register_buffer(node.target, torch.empty(0, device="meta"))
     module = GraphModule(root, graph)
     inputs = tuple(TensorSpec(n, (), torch.float32) for n in document["inputs"])
@@ -85,7 +109,11 @@ def _add_node(graph: Graph, entry: dict[str, Any], nodes: dict[str, Node], names
     args = _decode(entry["args"], nodes)
     if op == "output":
         return graph.output(args[0])
-    return graph.call_function(_target(entry["target"]), tuple(args), {k: _decode(v, nodes) for k, v in entry["kwargs"].items()})
+    return graph.call_function(
+        _target(entry["target"]),
+        tuple(args),
+        {k: _decode(v, nodes) for k, v in entry["kwargs"].items()},
+    )
 
 
 def _target_name(target: Any) -> str:
@@ -94,7 +122,9 @@ def _target_name(target: Any) -> str:
     name = getattr(target, "__name__", str(target))
     if name in _OPERATORS or name in _SYMBOLIC:
         return f"python.{name}"
-    raise UnreadableGraph("write", str(target), "an op that the graph format cannot name", "report this model")
+    raise UnreadableGraph(
+        "write", str(target), "an op that the graph format cannot name", "report this model"
+    )
 
 
 def _target(name: str) -> Any:
@@ -107,7 +137,12 @@ def _target(name: str) -> Any:
         packet = getattr(getattr(torch.ops, namespace), path[0], None)
         if packet is not None and hasattr(packet, path[1]):
             return getattr(packet, path[1])
-    raise UnreadableGraph("reference", name, "no such op in this installation", "install the versions the artifact was made with")
+    raise UnreadableGraph(
+        "reference",
+        name,
+        "no such op in this installation",
+        "install the versions the artifact was made with",
+    )
 
 
 def _encode(value: Any) -> Any:

@@ -36,7 +36,7 @@ class AccessMaps:
         return self._cache[node]
 
     def kind(self, node: Node) -> str:
-        """"view", "creation", "pointwise", "reduce", "rows", "anchor", or "" for anything else."""
+        """ "view", "creation", "pointwise", "reduce", "rows", "anchor", or "" for anything else."""
         if node in self.virtual:
             return "view"
         rule = rule_of(node)

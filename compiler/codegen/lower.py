@@ -43,7 +43,9 @@ class Lowered:
     regions: list[Region]
 
 
-def lower(program: Program, fusion: FusionPlan, progress: Callable[[int, int], None] | None = None) -> Lowered:
+def lower(
+    program: Program, fusion: FusionPlan, progress: Callable[[int, int], None] | None = None
+) -> Lowered:
     """Generate a kernel for every region and the plan that launches them in order."""
     memory = Memory(program, fusion.regions, fusion.maps.table)
     generated: list[Kernel] = []
@@ -54,7 +56,9 @@ def lower(program: Program, fusion: FusionPlan, progress: Callable[[int, int], N
     builder = _PlanBuilder(program, memory)
     for region, kernel in zip(fusion.regions, generated, strict=True):
         builder.add(region, kernel)
-    return Lowered({k.name: k.source for k in generated}, builder.finish(), builder.tensors, fusion.regions)
+    return Lowered(
+        {k.name: k.source for k in generated}, builder.finish(), builder.tensors, fusion.regions
+    )
 
 
 class _PlanBuilder:
@@ -75,15 +79,20 @@ class _PlanBuilder:
         self.launches.append((kernel, label_of(region)))
 
     def finish(self) -> Plan:
-        lifetimes = [Lifetime(key.name, self.memory.num_bytes[key].upper(), *self._used[key])
-                     for key in self._used if key.kind == "arena"]
+        lifetimes = [
+            Lifetime(key.name, self.memory.num_bytes[key].upper(), *self._used[key])
+            for key in self._used
+            if key.kind == "arena"
+        ]
         offsets, arena_bytes = place(lifetimes)
         inputs = {spec.name: i for i, spec in enumerate(self.program.inputs)}
         buffers: list[Buffer] = []
         for key in self._used:
             self.buffers[key] = len(buffers)
             if key.kind == "weight":
-                buffers.append(Buffer("weight", IntExpr.of(self._tensor(key)), len(self.tensors) - 1))
+                buffers.append(
+                    Buffer("weight", IntExpr.of(self._tensor(key)), len(self.tensors) - 1)
+                )
             elif key.kind == "arena":
                 buffers.append(Buffer("arena", self.memory.num_bytes[key], 0, offsets[key.name]))
             else:
@@ -91,10 +100,18 @@ class _PlanBuilder:
                 buffers.append(Buffer(key.kind, self.memory.num_bytes[key], index))
         launches = tuple(self._launch(kernel, label) for kernel, label in self.launches)
         return Plan(
-            dims=tuple(sorted({d.name: d for d in self.program.dims.values()}.values(), key=lambda d: d.name)),
-            inputs=self._ports([n for n in self.program.graph_module.graph.nodes if n.op == "placeholder"],
-                               [s.name for s in self.program.inputs]),
-            outputs=self._ports(list(_outputs(self.program)), [s.name for s in self.program.outputs]),
+            dims=tuple(
+                sorted(
+                    {d.name: d for d in self.program.dims.values()}.values(), key=lambda d: d.name
+                )
+            ),
+            inputs=self._ports(
+                [n for n in self.program.graph_module.graph.nodes if n.op == "placeholder"],
+                [s.name for s in self.program.inputs],
+            ),
+            outputs=self._ports(
+                list(_outputs(self.program)), [s.name for s in self.program.outputs]
+            ),
             buffers=tuple(buffers),
             kernels=tuple(self.kernels),
             launches=launches,
@@ -115,14 +132,27 @@ class _PlanBuilder:
 
     def _launch(self, kernel: Kernel, label: str) -> Launch:
         args = tuple(self._argument(p) for p in kernel.buffers)
-        return Launch(self.kernels[kernel.name], args, kernel.scalars, kernel.num_tasks, kernel.scratch_bytes, label)
+        return Launch(
+            self.kernels[kernel.name],
+            args,
+            kernel.scalars,
+            kernel.num_tasks,
+            kernel.scratch_bytes,
+            label,
+        )
 
     def _argument(self, param: BufferParam) -> BufferArg:
         key = param.buffer
         size = self.memory.num_bytes.get(key)
         item = ITEM_BYTES[param.dtype]
         if size is None:  # a weight: its packed size
-            size = IntExpr.of(next(t.num_bytes for t in self.tensors if (t.name, t.layout) == (key.name, key.layout)))
+            size = IntExpr.of(
+                next(
+                    t.num_bytes
+                    for t in self.tensors
+                    if (t.name, t.layout) == (key.name, key.layout)
+                )
+            )
         offset = param.offset * item
         reach = size - offset if param.reach is None or key.kind == "weight" else param.reach * item
         return BufferArg(self.buffers[key], offset, reach, param.access)
@@ -131,7 +161,10 @@ class _PlanBuilder:
 def label_of(region: Region) -> str:
     """Where a region comes from: the anchor's module, else the last op's that has one."""
     nodes = [region.anchor] if region.anchor is not None else list(reversed(region.nodes))
-    return next((n.meta["source"] for n in nodes if n is not None and n.meta.get("source")), region.nodes[-1].name)
+    return next(
+        (n.meta["source"] for n in nodes if n is not None and n.meta.get("source")),
+        region.nodes[-1].name,
+    )
 
 
 def _outputs(program: Program) -> tuple[Node, ...]:

@@ -97,7 +97,11 @@ class Memory(Mapping[Node, Storage]):
             for part in node.args[0]:
                 shape = self._table.shape(part)
                 self._storages[part] = Storage(
-                    whole.buffer, whole.dtype, shape, whole.strides, whole.offset + start * whole.strides[axis]
+                    whole.buffer,
+                    whole.dtype,
+                    shape,
+                    whole.strides,
+                    whole.offset + start * whole.strides[axis],
                 )
                 start = start + shape[axis]
 
@@ -116,7 +120,11 @@ def _channels_last(graph: object) -> set[Node]:
         changed = False
         for node in nodes:
             rule = rule_of(node)
-            same = rule is not None and rule.kind == "pointwise" or node.target in (ops.copy, ops.concat)
+            same = (
+                (rule is not None
+                and rule.kind == "pointwise")
+                or node.target in (ops.copy, ops.concat)
+            )
             if not same:
                 continue
             peers = [node, *(o for o in node.all_input_nodes if _rank(o) == _rank(node))]

@@ -160,8 +160,10 @@ class RegionSolver:
         if source not in axes:
             return
         for out_axes, in_axes in reshape_groups(self.shape(node), self.shape(source)):  # type: ignore[arg-type]
-            atoms.unify([x for a in out_axes for x in axes[node][a]],
-                        [x for a in in_axes for x in axes[source][a]])  # type: ignore[index]
+            atoms.unify(
+                [x for a in out_axes for x in axes[node][a]],
+                [x for a in in_axes for x in axes[source][a]],
+            )  # type: ignore[index]
 
     def _relate_reduce(self, node: Node, axes: dict[Node, list[Axis]], atoms: Atoms) -> None:
         source = node.args[0]
@@ -216,7 +218,12 @@ class RegionSolver:
     ) -> tuple[int, ...]:
         if anchor is not None:
             inner_axis = 1 if str(anchor.target) == anchors.CONVOLUTION else len(axes[anchor]) - 1
-            lead = [a for i, axis in enumerate(axes[anchor]) if i != inner_axis for a in atoms.leaves(axis)]
+            lead = [
+                a
+                for i, axis in enumerate(axes[anchor])
+                if i != inner_axis
+                for a in atoms.leaves(axis)
+            ]
             if any(atoms.is_inner(a) for a in lead):
                 raise CannotFuse("a row of the anchor is mixed with others")
             return tuple(lead)
@@ -233,18 +240,30 @@ class RegionSolver:
         return tuple(outer)
 
     def _check(
-        self, layout: Layout, anchor: Node | None, nodes: Sequence[Node], solid: list[Node], members: set[Node]
+        self,
+        layout: Layout,
+        anchor: Node | None,
+        nodes: Sequence[Node],
+        solid: list[Node],
+        members: set[Node],
     ) -> None:
         for node in solid:
             flat = [a for axis in layout.axes[node] for a in layout.atoms.leaves(axis)]
             missing = [a for a in layout.outer if a not in flat]
             if missing:
                 raise CannotFuse("a stored value has fewer rows than the region")
-            if str(node.target) == anchors.QUANTIZE_S4 and tuple(flat[: len(layout.outer)]) != layout.outer:
+            if (
+                str(node.target) == anchors.QUANTIZE_S4
+                and tuple(flat[: len(layout.outer)]) != layout.outer
+            ):
                 raise CannotFuse("quantized rows in another order")
             if len(set(flat)) != len(flat):
                 raise CannotFuse("an axis meets itself")
-        if anchor is not None and str(anchor.target) == anchors.LINEAR and anchor.args[0] in members:
+        if (
+            anchor is not None
+            and str(anchor.target) == anchors.LINEAR
+            and anchor.args[0] in members
+        ):
             x = anchor.args[0]
             lead = [a for axis in layout.axes[x][:-1] for a in layout.atoms.leaves(axis)]  # type: ignore[index]
             if tuple(lead) != layout.outer:

@@ -22,8 +22,7 @@ from svdqc.compiler.ir.intexpr import ZERO, IntExpr, index
 from svdqc.compiler.ir.symbols import SymbolTable
 
 COSTLY = frozenset(
-    "exp exp2 expm1 log log1p log2 log10 sin cos tan tanh erf sigmoid silu gelu pow sqrt rsqrt atan atan2 asin acos sinh "
-    "cosh asinh acosh atanh softplus elu div reciprocal".split()
+    ["exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "tanh", "erf", "sigmoid", "silu", "gelu", "pow", "sqrt", "rsqrt", "atan", "atan2", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "softplus", "elu", "div", "reciprocal"]
 )
 
 
@@ -225,7 +224,11 @@ def _statement_readers(program: RowProgram) -> dict[Node, set[Node]]:
     readers: dict[Node, set[Node]] = {n: set() for n in members}
     for node in reversed(program.region.nodes):
         kind = program.maps.kind(node)
-        own = {node} if kind in ("reduce", "rows", "anchor") or node in program.region.stored else readers[node]
+        own = (
+            {node}
+            if kind in ("reduce", "rows", "anchor") or node in program.region.stored
+            else readers[node]
+        )
         for operand in _operands_through_views(node, program.maps):
             if operand in members:
                 readers[operand] |= own
@@ -258,6 +261,7 @@ def _is_costly(node: Node, program: RowProgram) -> bool:
                 return True
             count += 1
         if kind in ("pointwise", "view"):
-            stack.extend(v for v in value.all_input_nodes if v in members or program.maps.kind(v) == "view")
+            stack.extend(
+                v for v in value.all_input_nodes if v in members or program.maps.kind(v) == "view"
+            )
     return count >= 3
-

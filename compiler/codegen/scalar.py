@@ -25,7 +25,18 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.int64: "i64",
     torch.bool: "bool",
 }
-ITEM_BYTES = {"f32": 4, "f64": 8, "f16": 2, "bf16": 2, "i8": 1, "u8": 1, "i16": 2, "i32": 4, "i64": 8, "bool": 1}
+ITEM_BYTES = {
+    "f32": 4,
+    "f64": 8,
+    "f16": 2,
+    "bf16": 2,
+    "i8": 1,
+    "u8": 1,
+    "i16": 2,
+    "i32": 4,
+    "i64": 8,
+    "bool": 1,
+}
 FLOATS = ("f32", "f64", "f16", "bf16")
 
 

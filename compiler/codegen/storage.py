@@ -50,7 +50,9 @@ def dense_strides(shape: Shape, order: tuple[int, ...] | None = None) -> Shape:
     return tuple(strides)
 
 
-def dense(buffer: BufferKey, dtype: str, shape: Shape, order: tuple[int, ...] | None = None) -> Storage:
+def dense(
+    buffer: BufferKey, dtype: str, shape: Shape, order: tuple[int, ...] | None = None
+) -> Storage:
     return Storage(buffer, dtype, shape, dense_strides(shape, order))
 
 

@@ -46,7 +46,9 @@ class _Reservoir:
         position = self.seen + max(room, 0)
         if rest.shape[0]:
             numbers = torch.arange(position, position + rest.shape[0]) + 1
-            slots = (torch.rand(rest.shape[0], generator=self.generator, dtype=torch.float64) * numbers).long()
+            slots = (
+                torch.rand(rest.shape[0], generator=self.generator, dtype=torch.float64) * numbers
+            ).long()
             kept = slots < self.capacity
             held = held.clone()
             held[slots[kept]] = rest[kept]
@@ -80,9 +82,16 @@ def calibrate(
         if progress is not None:
             progress(count, max(total, count))
     if count == 0:
-        raise NoSamples("calibrate", "calibration", "no samples", "give at least one input dict, or calibration none")
+        raise NoSamples(
+            "calibrate",
+            "calibration",
+            "no samples",
+            "give at least one input dict, or calibration none",
+        )
     return {
-        name: _split(reservoirs[node].rows, generator) for node, names in inputs.items() for name in names
+        name: _split(reservoirs[node].rows, generator)
+        for node, names in inputs.items()
+        for name in names
     }
 
 
@@ -102,16 +111,30 @@ def _as_inputs(program: Program, sample: Mapping[str, Any], number: int) -> dict
     placeholders = [n for n in program.graph_module.graph.nodes if n.op == "placeholder"]
     for spec, node in zip(program.inputs, placeholders, strict=True):
         if spec.name not in flat:
-            raise UnfitSamples("calibrate", f"sample {number}", f"input {spec.name!r} is missing",
-                               f"give {', '.join(s.name for s in program.inputs)}")
+            raise UnfitSamples(
+                "calibrate",
+                f"sample {number}",
+                f"input {spec.name!r} is missing",
+                f"give {', '.join(s.name for s in program.inputs)}",
+            )
         value = torch.as_tensor(flat[spec.name]).to(spec.dtype)
         wanted = node.meta["val"].shape
         same_rank = value.dim() == len(wanted)
-        if not same_rank or any(isinstance(w, int) and w != s for s, w in zip(value.shape, wanted, strict=True)):
-            raise UnfitSamples("calibrate", f"sample {number}", f"input {spec.name!r} is {list(value.shape)}, not {list(wanted)}",
-                               "record the samples with the shapes being compiled, or make the axis dynamic")
+        if not same_rank or any(
+            isinstance(w, int) and w != s for s, w in zip(value.shape, wanted, strict=True)
+        ):
+            raise UnfitSamples(
+                "calibrate",
+                f"sample {number}",
+                f"input {spec.name!r} is {list(value.shape)}, not {list(wanted)}",
+                "record the samples with the shapes being compiled, or make the axis dynamic",
+            )
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UnfitSamples("calibrate", f"sample {number}", f"input {spec.name!r} holds NaN or infinity",
-                               "leave the sample out")
+            raise UnfitSamples(
+                "calibrate",
+                f"sample {number}",
+                f"input {spec.name!r} holds NaN or infinity",
+                "leave the sample out",
+            )
         found[spec.name] = value
     return found

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from svdqc.compiler.artifact.format import Variant
+from svdqc.compiler.artifact.graph import dump_graph
 from svdqc.compiler.artifact.write import ArtifactTensor, write_artifact
 from svdqc.compiler.codegen.lower import Lowered, PlannedTensor, lower
 from svdqc.compiler.codegen.scalar import DTYPE_NAMES
@@ -21,7 +22,6 @@ from svdqc.compiler.driver.progress import Progress, ProgressEvent
 from svdqc.compiler.driver.report import compile_report
 from svdqc.compiler.driver.support import check_supported
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.artifact.graph import dump_graph
 from svdqc.compiler.passes.fuse import FusionPlan, fuse
 from svdqc.compiler.passes.linear_groups import linear_groups
 from svdqc.compiler.passes.pipeline import CANONICALIZE, LOWER, run_passes
@@ -87,8 +87,12 @@ def compile_model(
     groups = quantized_groups(canonical.decisions, linear_groups(program))
     samples: dict[str, LinearSamples] = {}
     if calibration is not None and groups:
-        samples = calibrate(program, groups, calibration, recipe.seed, lambda i, n: say("calibrate", i, n))
-    records = svdquant(program, groups, samples, recipe, lambda i, n, name: say("quantize", i, n, name))
+        samples = calibrate(
+            program, groups, calibration, recipe.seed, lambda i, n: say("calibrate", i, n)
+        )
+    records = svdquant(
+        program, groups, samples, recipe, lambda i, n, name: say("quantize", i, n, name)
+    )
 
     say("plan", 0, 1)
     fusion = plan_regions(program)
@@ -97,8 +101,18 @@ def compile_model(
     variants = []
     for number, cpu in enumerate(targets):
         stage = f"kernels {cpu.isa}" if len(targets) > 1 else "kernels"
-        code = build(lowered.kernels, cpu, jobs, lambda i, n, name, stage=stage: say(stage, i, n, name))  # type: ignore[misc]
-        variants.append(Variant(cpu.name, cpu.isa_features, code, lowered.plan, {"compiler": find_compiler().version}))
+        code = build(
+            lowered.kernels, cpu, jobs, lambda i, n, name, stage=stage: say(stage, i, n, name)
+        )  # type: ignore[misc]
+        variants.append(
+            Variant(
+                cpu.name,
+                cpu.isa_features,
+                code,
+                lowered.plan,
+                {"compiler": find_compiler().version},
+            )
+        )
         assert number < len(targets)
 
     report = compile_report(program, canonical.decisions, records, lowered, fusion, recipe)
@@ -110,8 +124,12 @@ def compile_model(
         tensors=[_counted(t, i, len(tensors), say) for i, t in enumerate(tensors)],
         variants=variants,
         graph=dump_graph(program),
-        quantization={"precision": recipe.precision, "rank": recipe.rank, "group_size": recipe.group_size,
-                      "layers": records},
+        quantization={
+            "precision": recipe.precision,
+            "rank": recipe.rank,
+            "group_size": recipe.group_size,
+            "layers": records,
+        },
         source_digest=_source_digest(program),
         meta={"report": {k: v for k, v in report.items() if k != "layers"}},
     )
@@ -138,7 +156,9 @@ def _resolved(recipe: Recipe, target: str) -> Recipe:
     if recipe.precision == "auto":
         return replace(recipe, precision="int4")
     if recipe.precision not in ("int4", "none"):
-        raise UnsupportedPrecision("compile", recipe.precision, f"no kernels for it on {target}", "use int4, none or auto")
+        raise UnsupportedPrecision(
+            "compile", recipe.precision, f"no kernels for it on {target}", "use int4, none or auto"
+        )
     return recipe
 
 
@@ -153,10 +173,16 @@ class _Stages:
             self._progress(ProgressEvent(stage, done, total, detail))
 
 
-def _artifact_tensor(program: Program, planned: PlannedTensor, everything: list[PlannedTensor]) -> ArtifactTensor:
+def _artifact_tensor(
+    program: Program, planned: PlannedTensor, everything: list[PlannedTensor]
+) -> ArtifactTensor:
     """A weight in the layout its kernels read; `name#layout` where several kernels want different ones."""
     shared = sum(t.name == planned.name for t in everything) > 1
-    name = f"{planned.name}#{planned.layout}" if shared and planned.layout != "row_major" else planned.name
+    name = (
+        f"{planned.name}#{planned.layout}"
+        if shared and planned.layout != "row_major"
+        else planned.name
+    )
     return ArtifactTensor(
         name=name,
         dtype=DTYPE_NAMES[planned.dtype],
@@ -167,7 +193,9 @@ def _artifact_tensor(program: Program, planned: PlannedTensor, everything: list[
     )
 
 
-def _counted(tensor: ArtifactTensor, number: int, total: int, say: Callable[..., None]) -> ArtifactTensor:
+def _counted(
+    tensor: ArtifactTensor, number: int, total: int, say: Callable[..., None]
+) -> ArtifactTensor:
     def load() -> Any:
         say("write", number, total, tensor.name)
         return tensor.load()

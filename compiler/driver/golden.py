@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from svdqc.compiler.artifact.graph import load_graph
 from svdqc.compiler.artifact.read import Artifact, TensorEntry, read_artifact
 from svdqc.compiler.codegen.scalar import DTYPE_NAMES
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.artifact.graph import load_graph
 from svdqc.compiler.ir.weights import WeightSpec, WeightStore
 from svdqc.compiler.targets.layouts import unpack
 from svdqc.runtime.tensors import flatten
@@ -37,7 +37,9 @@ class ArtifactWeights(WeightStore):
 
     def load(self, name: str) -> torch.Tensor:
         entry, spec = self._entries[name], self.spec(name)
-        data = torch.from_numpy(np.array(self._artifact.tensor(entry.name)).reshape(-1).view(np.uint8))
+        data = torch.from_numpy(
+            np.array(self._artifact.tensor(entry.name)).reshape(-1).view(np.uint8)
+        )
         return unpack(entry.layout, data, spec.shape, spec.dtype)
 
 
@@ -51,6 +53,8 @@ class Reference:
 
     def __call__(self, **inputs: Any) -> dict[str, torch.Tensor]:
         named = {name: value for key, item in inputs.items() for name, value in flatten(item, key)}
-        tensors = {n: torch.as_tensor(v).to(self._dtypes[n]) for n, v in named.items() if n in self._dtypes}
+        tensors = {
+            n: torch.as_tensor(v).to(self._dtypes[n]) for n, v in named.items() if n in self._dtypes
+        }
         outputs = self.program.run(tensors)
         return {spec.name: value for spec, value in zip(self.program.outputs, outputs, strict=True)}

@@ -33,14 +33,22 @@ def inspect_model(
     groups = quantized_groups(decisions, linear_groups(program))
     stored = sum(_bytes(program, n) for n in _weights(program))
     quantized = [weight_node(n) for g in groups for n in g.linears]
-    before = sum(w.meta["val"].numel() * w.meta["val"].element_size() for w in quantized if w is not None)
+    before = sum(
+        w.meta["val"].numel() * w.meta["val"].element_size() for w in quantized if w is not None
+    )
     after = sum(_quantized_bytes(w.meta["val"].shape, recipe) for w in quantized if w is not None)
     report: dict[str, Any] = {
         "name": program.name,
         "origin": program.origin,
         "precision": recipe.precision,
-        "inputs": [{"name": s.name, "shape": [str(d) for d in s.shape], "dtype": str(s.dtype)} for s in program.inputs],
-        "outputs": [{"name": s.name, "shape": [str(d) for d in s.shape], "dtype": str(s.dtype)} for s in program.outputs],
+        "inputs": [
+            {"name": s.name, "shape": [str(d) for d in s.shape], "dtype": str(s.dtype)}
+            for s in program.inputs
+        ],
+        "outputs": [
+            {"name": s.name, "shape": [str(d) for d in s.shape], "dtype": str(s.dtype)}
+            for s in program.outputs
+        ],
         "dims": {d.name: [d.lo, d.hi, d.multiple] for d in program.dims.values()},
         "quantized": [d.layer for d in decisions if d.quantized],
         "kept": {d.layer: d.reason for d in decisions if not d.quantized},
@@ -71,6 +79,8 @@ def _quantized_bytes(shape: Any, recipe: Recipe) -> int:
     """4-bit codes, 16-bit scales per group, 16-bit low-rank factors."""
     out_features, in_features = (int(s) for s in shape)
     rank = recipe.rank_for(out_features, in_features)
-    return out_features * in_features // 2 + 2 * out_features * in_features // recipe.group_size + 2 * rank * (
-        out_features + in_features
+    return (
+        out_features * in_features // 2
+        + 2 * out_features * in_features // recipe.group_size
+        + 2 * rank * (out_features + in_features)
     )

@@ -35,10 +35,14 @@ def check_supported(program: Program) -> None:
         return
     lines = []
     for problem, sources in sorted(found.items()):
-        shown = ", ".join(dict.fromkeys(sources[:3])) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
+        shown = ", ".join(dict.fromkeys(sources[:3])) + (
+            f" and {len(sources) - 3} more" if len(sources) > 3 else ""
+        )
         lines.append(f"  {problem}  ({len(sources)}×, in {shown})")
     raise UnsupportedOps(
-        "compile", program.name or "model", "unsupported ops:\n" + "\n".join(lines) + "\n",
+        "compile",
+        program.name or "model",
+        "unsupported ops:\n" + "\n".join(lines) + "\n",
         "replace them in the model, or ask for the op with this list",
     )
 
@@ -55,4 +59,6 @@ def _problem(node: Node) -> str | None:
 
 def _is_size(node: Node) -> bool:
     """Arithmetic on sizes is folded into the plan's expressions."""
-    return isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool))
+    return isinstance(
+        node.meta.get("val"), (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
+    )

@@ -292,7 +292,7 @@ def _split(expr: IntExpr, divisor: IntExpr) -> tuple[IntExpr, IntExpr] | None:
     """expr = quotient * divisor + remainder, for a one-term divisor; the remainder holds what does not divide."""
     if len(divisor.terms) != 1:
         return None
-    (d_monomial, d_coefficient), = divisor.terms.items()
+    ((d_monomial, d_coefficient),) = divisor.terms.items()
     quotient: dict[Monomial, int] = {}
     remainder: dict[Monomial, int] = {}
     for monomial, coefficient in expr.terms.items():

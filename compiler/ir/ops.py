@@ -15,7 +15,9 @@ NAMESPACE = "svdq"
 _library = torch.library.Library(NAMESPACE, "DEF")
 _library.define("copy(Tensor x) -> Tensor")
 _library.define("concat(Tensor[] parts, int dim) -> Tensor")
-_library.impl("copy", lambda x: x.clone(memory_format=torch.contiguous_format), "CompositeExplicitAutograd")
+_library.impl(
+    "copy", lambda x: x.clone(memory_format=torch.contiguous_format), "CompositeExplicitAutograd"
+)
 _library.impl("concat", lambda parts, dim: torch.cat(parts, dim), "CompositeExplicitAutograd")
 torch.library.register_fake("svdq::copy", lambda x: x.new_empty(x.shape), lib=_library)
 torch.library.register_fake("svdq::concat", lambda parts, dim: torch.cat(parts, dim), lib=_library)

@@ -121,8 +121,11 @@ def _group_norm(rw: Rewriter, node: Node) -> Node:
     normal = _standardize(rw, grouped, list(range(2, 3 + len(space))), eps)
 
     def per_channel(vector: Any) -> Any:
-        return None if vector is None else rw.call(
-            aten.reshape.default, vector, [groups, width, *[1] * len(space)])
+        return (
+            None
+            if vector is None
+            else rw.call(aten.reshape.default, vector, [groups, width, *[1] * len(space)])
+        )
 
     normal = _affine(rw, normal, per_channel(weight), per_channel(bias))
     return rw.call(aten.reshape.default, normal, [batch, channels, *space])
@@ -141,8 +144,12 @@ def _batch_norm(rw: Rewriter, node: Node) -> Node | None:
 
     inverse = rw.call(aten.rsqrt.default, rw.call(aten.add.Tensor, per_channel(variance), eps))
     result = rw.call(aten.mul.Tensor, rw.call(aten.sub.Tensor, x, per_channel(mean)), inverse)
-    result = _affine(rw, result, None if weight is None else per_channel(weight),
-                     None if bias is None else per_channel(bias))
+    result = _affine(
+        rw,
+        result,
+        None if weight is None else per_channel(weight),
+        None if bias is None else per_channel(bias),
+    )
     if legit:
         for user in list(node.users):
             rw.replace(user, result)
@@ -151,8 +158,10 @@ def _batch_norm(rw: Rewriter, node: Node) -> Node | None:
 
 def _sizes(rw: Rewriter, x: Node) -> list[Any]:
     """The sizes of x: ints, or nodes that compute them."""
-    return [size if isinstance(size, int) else rw.call(aten.sym_size.int, x, axis)
-            for axis, size in enumerate(_shape(x))]
+    return [
+        size if isinstance(size, int) else rw.call(aten.sym_size.int, x, axis)
+        for axis, size in enumerate(_shape(x))
+    ]
 
 
 @_rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
@@ -260,11 +269,18 @@ def _baddbmm(rw: Rewriter, node: Node) -> Node:
         product = rw.call(aten.mul.Tensor, product, alpha)
     if beta == 0:
         return product
-    return rw.call(aten.add.Tensor, product, bias if beta == 1 else rw.call(aten.mul.Tensor, bias, beta))
+    return rw.call(
+        aten.add.Tensor, product, bias if beta == 1 else rw.call(aten.mul.Tensor, bias, beta)
+    )
 
 
-@_rule(aten.split_with_sizes.default, aten.split.Tensor, aten.unbind.int, aten.chunk.default,
-       aten.split_with_sizes_copy.default)
+@_rule(
+    aten.split_with_sizes.default,
+    aten.split.Tensor,
+    aten.unbind.int,
+    aten.chunk.default,
+    aten.split_with_sizes_copy.default,
+)
 def _split(rw: Rewriter, node: Node) -> Node | None:
     """Each getitem of a split becomes a slice (or a select) of its source."""
     axis = _arg(node, 1 if node.target is aten.unbind.int else 2, "dim", 0)
@@ -296,10 +312,23 @@ def _conv(rw: Rewriter, node: Node) -> Node | None:
         values = [value] if isinstance(value, int) else list(value)
         return values * rank if len(values) == 1 else values
 
-    stride, padding, dilation = (each(_arg(node, 3, "stride", 1)), each(_arg(node, 4, "padding", 0)),
-                                 each(_arg(node, 5, "dilation", 1)))
-    return rw.call(aten.convolution.default, node.args[0], node.args[1], _arg(node, 2, "bias"), stride, padding,
-                   dilation, False, [0] * rank, _arg(node, 6, "groups", 1))
+    stride, padding, dilation = (
+        each(_arg(node, 3, "stride", 1)),
+        each(_arg(node, 4, "padding", 0)),
+        each(_arg(node, 5, "dilation", 1)),
+    )
+    return rw.call(
+        aten.convolution.default,
+        node.args[0],
+        node.args[1],
+        _arg(node, 2, "bias"),
+        stride,
+        padding,
+        dilation,
+        False,
+        [0] * rank,
+        _arg(node, 6, "groups", 1),
+    )
 
 
 @_rule(aten.pad.default)
@@ -347,10 +376,13 @@ def _repeat_interleave(rw: Rewriter, node: Node) -> Node | None:
         x, axis = rw.call(aten.reshape.default, x, [-1]), 0
     sizes = _sizes(rw, x)  # type: ignore[arg-type]
     axis = int(axis) % len(sizes)
-    wide = rw.call(aten.expand.default, rw.call(aten.unsqueeze.default, x, axis + 1),
-                   [*sizes[: axis + 1], count, *sizes[axis + 1:]])
+    wide = rw.call(
+        aten.expand.default,
+        rw.call(aten.unsqueeze.default, x, axis + 1),
+        [*sizes[: axis + 1], count, *sizes[axis + 1 :]],
+    )
     merged = sizes[axis] * count if isinstance(sizes[axis], int) else -1
-    return rw.call(aten.reshape.default, wide, [*sizes[:axis], merged, *sizes[axis + 1:]])
+    return rw.call(aten.reshape.default, wide, [*sizes[:axis], merged, *sizes[axis + 1 :]])
 
 
 @_rule(aten.stack.default)
@@ -366,7 +398,9 @@ def _copy(rw: Rewriter, node: Node) -> Node:
     value: Any = node.args[1]
     if value.meta["val"].dtype != target.dtype:
         value = rw.call(aten._to_copy.default, value, dtype=target.dtype)
-    if len(value.meta["val"].shape) != len(target.shape) or not _same(value.meta["val"].shape, target.shape):
+    if len(value.meta["val"].shape) != len(target.shape) or not _same(
+        value.meta["val"].shape, target.shape
+    ):
         value = rw.call(aten.expand.default, value, _sizes(rw, node.args[0]))  # type: ignore[arg-type]
     return value
 
@@ -375,7 +409,9 @@ def _copy(rw: Rewriter, node: Node) -> Node:
 def _activation(rw: Rewriter, node: Node) -> Node:
     x = node.args[0]
     if node.target is aten.mish.default:
-        return rw.call(aten.mul.Tensor, x, rw.call(aten.tanh.default, rw.call(aten.softplus.default, x)))
+        return rw.call(
+            aten.mul.Tensor, x, rw.call(aten.tanh.default, rw.call(aten.softplus.default, x))
+        )
     shifted = rw.call(aten.clamp.default, rw.call(aten.add.Tensor, x, 3.0), 0.0, 6.0)
     gate = rw.call(aten.div.Tensor, shifted, 6.0)
     return gate if node.target is aten.hardsigmoid.default else rw.call(aten.mul.Tensor, x, gate)

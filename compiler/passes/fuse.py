@@ -13,7 +13,14 @@ from torch.fx import Graph, Node
 from svdqc.compiler.codegen.access import AccessMaps
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import rule_of
-from svdqc.compiler.codegen.region import CannotFuse, FusionPlan, Layout, Region, RegionSolver, tiles_columns
+from svdqc.compiler.codegen.region import (
+    CannotFuse,
+    FusionPlan,
+    Layout,
+    Region,
+    RegionSolver,
+    tiles_columns,
+)
 from svdqc.compiler.ir.intexpr import prod
 from svdqc.compiler.ir.ops import copy as COPY
 from svdqc.compiler.ir.program import Program
@@ -39,16 +46,28 @@ def cheap_broadcasts(graph: Graph, table: SymbolTable) -> frozenset[Node]:
     return frozenset(n for n in graph.nodes if n.target in _CHEAP and _is_cheap_broadcast(n, table))
 
 
-_CHEAP = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten._to_copy.default}
+_CHEAP = {
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.neg.default,
+    aten._to_copy.default,
+}
 
 
 def _is_cheap_broadcast(node: Node, table: SymbolTable) -> bool:
     computed = [i for i in node.all_input_nodes if i.op == "call_function"]
     size = prod(table.shape(node))
-    return len(computed) <= 1 and bool(node.users) and all(
-        _kind(user) == "pointwise" and user.target is not COPY and size != 1
-        and size.upper() < prod(table.shape(user)).upper()
-        for user in node.users
+    return (
+        len(computed) <= 1
+        and bool(node.users)
+        and all(
+            _kind(user) == "pointwise"
+            and user.target is not COPY
+            and size != 1
+            and size.upper() < prod(table.shape(user)).upper()
+            for user in node.users
+        )
     )
 
 
@@ -60,7 +79,11 @@ class _Planner:
         self.maps = AccessMaps(self.table, self.virtual)
         self.solver = RegionSolver(self.table, self.maps)
         self.order = {n: i for i, n in enumerate(self.graph.nodes)}
-        self.nodes = [n for n in self.graph.nodes if self.maps.kind(n) in ("pointwise", "reduce", "anchor", "rows")]
+        self.nodes = [
+            n
+            for n in self.graph.nodes
+            if self.maps.kind(n) in ("pointwise", "reduce", "anchor", "rows")
+        ]
         self.region_of: dict[Node, int] = {n: i for i, n in enumerate(self.nodes)}
         self.members: dict[int, list[Node]] = {i: [n] for i, n in enumerate(self.nodes)}
         self.layouts: dict[int, Layout] = {}
@@ -74,7 +97,9 @@ class _Planner:
     def _connect(self) -> None:
         """The dependences between computing nodes, through views and concatenations."""
         self.dag.add_nodes_from(self.members)
-        sources: dict[Node, dict[Node, bool]] = {}  # value → computing nodes it comes from → through memory?
+        sources: dict[
+            Node, dict[Node, bool]
+        ] = {}  # value → computing nodes it comes from → through memory?
         for node in self.graph.nodes:
             reached: dict[Node, bool] = {}
             for operand in node.all_input_nodes:
@@ -97,14 +122,17 @@ class _Planner:
 
     def run(self) -> FusionPlan:
         for node in self.nodes:
-            producers = [n for n in self.nodes_read_by(node) if self.region_of[n] != self.region_of[node]]
+            producers = [
+                n for n in self.nodes_read_by(node) if self.region_of[n] != self.region_of[node]
+            ]
             producers.sort(key=lambda n: -self.order[n])
             for producer in producers:
                 self._try_merge(self.region_of[producer], self.region_of[node])
         for identity in list(self.members):
             self._layout(identity)
         order = nx.lexicographical_topological_sort(
-            self.dag, key=lambda r: max(self.order[n] for n in self.members[r]))
+            self.dag, key=lambda r: max(self.order[n] for n in self.members[r])
+        )
         regions = [self._region(r) for r in order]
         return FusionPlan(regions, self.maps, self.refused)
 
@@ -124,7 +152,11 @@ class _Planner:
 
     def _stored(self, members: list[Node]) -> list[Node]:
         inside = set(members)
-        return [n for n in members if n in self.always_stored or any(r not in inside for r in self.readers[n])]
+        return [
+            n
+            for n in members
+            if n in self.always_stored or any(r not in inside for r in self.readers[n])
+        ]
 
     def _try_merge(self, producer: int, consumer: int) -> None:
         if producer == consumer:
@@ -136,13 +168,20 @@ class _Planner:
             layout = self.solver.solve(nodes, stored)
             self._check_profit(producer, consumer, nodes, stored, layout)
         except CannotFuse as reason:
-            self.refused.append((f"{self.members[producer][-1]} + {self.members[consumer][0]}", str(reason)))
+            self.refused.append(
+                (f"{self.members[producer][-1]} + {self.members[consumer][0]}", str(reason))
+            )
             return
         self._merge(producer, consumer, nodes, layout)
 
     def _check_edges(self, producer: int, consumer: int) -> None:
         inside = set(self.members[producer]) | set(self.members[consumer])
-        if any((a, b) in self.hard for a in self.members[producer] for b in self.readers[a] if b in inside):
+        if any(
+            (a, b) in self.hard
+            for a in self.members[producer]
+            for b in self.readers[a]
+            if b in inside
+        ):
             raise CannotFuse("the value is read back from a concatenation")
         others = [s for s in self.dag.successors(producer) if s != consumer]
         if any(nx.has_path(self.dag, s, consumer) for s in others):
@@ -169,7 +208,11 @@ class _Planner:
         if fewer and rows.upper() < ENOUGH_ROWS and _largest(nodes, self.solver) > SMALL_VALUE:
             raise CannotFuse("too few rows would be left to share among threads")
         anchor = next((n for n in nodes if _kind(n) == "anchor"), None)
-        if anchor is not None and _prefers_columns(anchor, rows.upper()) and not tiles_columns(nodes, stored, anchor, layout):
+        if (
+            anchor is not None
+            and _prefers_columns(anchor, rows.upper())
+            and not tiles_columns(nodes, stored, anchor, layout)
+        ):
             raise CannotFuse("few rows: the linear is split along its columns")
 
     def _is_small_epilogue(self, producer: int, consumer: int) -> bool:
@@ -177,7 +220,9 @@ class _Planner:
         anchor = next((n for n in self.members[producer] if _kind(n) == "anchor"), None)
         if anchor is None:
             return False
-        return _largest(self.members[consumer], self.solver) <= prod(self.solver.shape(anchor)).upper()
+        return (
+            _largest(self.members[consumer], self.solver) <= prod(self.solver.shape(anchor)).upper()
+        )
 
     def _merge(self, producer: int, consumer: int, nodes: list[Node], layout: Layout) -> None:
         for successor in list(self.dag.successors(consumer)):
@@ -221,4 +266,3 @@ def _prefers_columns(anchor: Node, rows: int) -> bool:
 def _kind(node: Node) -> str:
     rule = rule_of(node)
     return rule.kind if rule is not None else ""
-

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.rewrite import is_call
-from svdqc.compiler.ir.rewrite import aten
+from svdqc.compiler.ir.rewrite import aten, is_call
 
 
 @dataclass(frozen=True)
@@ -57,4 +56,6 @@ def linear_groups(program: Program) -> list[LinearGroup]:
     for node in program.graph_module.graph.nodes:
         if is_call(node, aten.linear.default) and weight_node(node) is not None:
             found[(node.args[0], block_name(layer_name(node)))].append(node)
-    return [LinearGroup(tuple(nodes), tuple(layer_name(n) for n in nodes)) for nodes in found.values()]
+    return [
+        LinearGroup(tuple(nodes), tuple(layer_name(n) for n in nodes)) for nodes in found.values()
+    ]

@@ -1,8 +1,8 @@
 """Decide what must lie in memory: concatenations of large parts, outputs, and operands that kernels walk by stride.
 
-    cat([a, b])          → svdq.concat([svdq.copy(a), svdq.copy(b)])     the copies are written in place
-    output(x)            → output(svdq.copy(x))
-    attention(q, …)      → attention(svdq.copy(q), …)                    where q is not plainly strided
+cat([a, b])          → svdq.concat([svdq.copy(a), svdq.copy(b)])     the copies are written in place
+output(x)            → output(svdq.copy(x))
+attention(q, …)      → attention(svdq.copy(q), …)                    where q is not plainly strided
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def materialize(program: Program) -> PassReport:
 def _is_stack(cat: Node) -> bool:
     axis = int(cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0))  # type: ignore[call-overload]
     pieces = [p.meta["val"].shape for p in cat.args[0]]  # type: ignore[union-attr]
-    return len(pieces) <= INLINE_PARTS and all(isinstance(s[axis], int) and s[axis] == 1 for s in pieces)
+    return len(pieces) <= INLINE_PARTS and all(
+        isinstance(s[axis], int) and s[axis] == 1 for s in pieces
+    )
 
 
 def _store_concat(rw: Rewriter, node: Node) -> None:
@@ -88,7 +90,12 @@ def _is_strided(node: Node, table: SymbolTable) -> bool:
     if not isinstance(value, Load) or value.dtype not in ("f32", "bool"):
         return False
     symbols = {s for i in idx for s in i.symbols()}
-    return all(expr.coefficient_of(s) is not None for expr in value.idx for s in symbols if isinstance(s, Sym))
+    return all(
+        expr.coefficient_of(s) is not None
+        for expr in value.idx
+        for s in symbols
+        if isinstance(s, Sym)
+    )
 
 
 def _copy_outputs(rw: Rewriter, report: PassReport) -> None:

@@ -40,7 +40,9 @@ def _reason_against(group: LinearGroup) -> str | None:
 def _merge(rw: Rewriter, group: LinearGroup) -> None:
     first = group.linears[0]
     with rw.after(last_input(rw, group)):
-        weight = concatenate_weights(rw, [n.args[1] for n in group.linears], f"{group.name}~merged.weight")  # type: ignore[misc]
+        weight = concatenate_weights(
+            rw, [n.args[1] for n in group.linears], f"{group.name}~merged.weight"
+        )  # type: ignore[misc]
         bias = concatenate_biases(rw, group)
         merged = rw.call(aten.linear.default, group.x, weight, bias)
         merged.meta["source"] = first.meta.get("source", "")
@@ -61,7 +63,9 @@ def replace_by_slices(rw: Rewriter, group: LinearGroup, merged: Node) -> None:
         end = start + int(linear.meta["val"].shape[-1])
         pieces.append(rw.call(aten.slice.Tensor, merged, linear.meta["val"].dim() - 1, start, end))
         start = end
-    for linear, piece in zip(group.linears, pieces, strict=True):  # the insertion point may be a linear: erase last
+    for linear, piece in zip(
+        group.linears, pieces, strict=True
+    ):  # the insertion point may be a linear: erase last
         rw.replace(linear, piece)
 
 
@@ -79,7 +83,9 @@ def concatenate_weights(rw: Rewriter, weights: list[Node], name: str) -> Node:
         unique = f"{name}.{count}"
     store.derive(unique, spec, lambda: torch.cat([store.load(n) for n in names]))
     node = rw.weight(unique)
-    return rw.call(aten._to_copy.default, node, dtype=weights[0].meta["val"].dtype) if cast else node
+    return (
+        rw.call(aten._to_copy.default, node, dtype=weights[0].meta["val"].dtype) if cast else node
+    )
 
 
 def concatenate_biases(rw: Rewriter, group: LinearGroup) -> Node | None:
@@ -90,13 +96,20 @@ def concatenate_biases(rw: Rewriter, group: LinearGroup) -> Node | None:
     for linear, bias in zip(group.linears, biases, strict=True):
         if bias is None:
             value = linear.meta["val"]
-            bias = rw.constant(f"{group.name}~zeros", torch.zeros(int(value.shape[-1]), dtype=value.dtype))
+            bias = rw.constant(
+                f"{group.name}~zeros", torch.zeros(int(value.shape[-1]), dtype=value.dtype)
+            )
         filled.append(bias)
-    kinds = {(b.op, str(b.target) if b.op == "call_function" else "", b.meta["val"].dtype) for b in filled}  # type: ignore[union-attr]
+    kinds = {
+        (b.op, str(b.target) if b.op == "call_function" else "", b.meta["val"].dtype)
+        for b in filled
+    }  # type: ignore[union-attr]
     if len(kinds) == 1 and _is_plain(filled[0]):  # type: ignore[arg-type]
         return concatenate_weights(rw, filled, f"{group.name}~merged.bias")  # type: ignore[arg-type]
     return rw.call(aten.cat.default, filled, 0)
 
 
 def _is_plain(node: Node) -> bool:
-    return node.op == "get_attr" or (is_call(node, aten._to_copy.default) and node.args[0].op == "get_attr")  # type: ignore[union-attr]
+    return node.op == "get_attr" or (
+        is_call(node, aten._to_copy.default) and node.args[0].op == "get_attr"
+    )  # type: ignore[union-attr]

@@ -18,7 +18,15 @@ from svdqc.compiler.ir.symbols import SymbolTable
 from svdqc.compiler.passes.linear_groups import LinearGroup, block_name, layer_name, linear_groups
 from svdqc.compiler.quantize.recipe import Recipe
 
-KEPT_NAMES = ("*attn2.to_k", "*attn2.to_v", "*time_emb*", "*norm*.linear", "*adaln*", "*shortcut*", "*add_embedding*")
+KEPT_NAMES = (
+    "*attn2.to_k",
+    "*attn2.to_v",
+    "*time_emb*",
+    "*norm*.linear",
+    "*adaln*",
+    "*shortcut*",
+    "*add_embedding*",
+)
 _CONTEXT = (anchors.LINEAR, anchors.CONVOLUTION, anchors.ATTENTION)
 
 
@@ -52,9 +60,13 @@ def quantized_groups(decisions: list[Decision], groups: list[LinearGroup]) -> li
     chosen = {d.linear for d in decisions if d.quantized}
     reduced = []
     for group in groups:
-        pairs = [(n, name) for n, name in zip(group.linears, group.names, strict=True) if n in chosen]
+        pairs = [
+            (n, name) for n, name in zip(group.linears, group.names, strict=True) if n in chosen
+        ]
         if pairs:
-            reduced.append(LinearGroup(tuple(n for n, _ in pairs), tuple(name for _, name in pairs)))
+            reduced.append(
+                LinearGroup(tuple(n for n, _ in pairs), tuple(name for _, name in pairs))
+            )
     return reduced
 
 
@@ -67,7 +79,12 @@ def _decide(
     if any(fnmatchcase(name, p) for p in recipe.keep):
         return False, "kept by --keep"
     if any(fnmatchcase(name, p) for p in recipe.quantize):
-        return divisible, "asked for by --quantize" if divisible else f"in_features={in_features} is not divisible by {group}"
+        return (
+            divisible,
+            "asked for by --quantize"
+            if divisible
+            else f"in_features={in_features} is not divisible by {group}",
+        )
     if recipe.precision == "none":
         return False, "precision none"
     if not divisible:

@@ -55,14 +55,30 @@ def _drop_identities(rw: Rewriter, report: PassReport) -> None:
 
 def _is_identity(node: Node) -> bool:
     source, value = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
-    if node.target in (aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default,
-                       aten.lift_fresh_copy.default, aten.dropout.default):
+    if node.target in (
+        aten.clone.default,
+        aten.alias.default,
+        aten.detach.default,
+        aten.contiguous.default,
+        aten.lift_fresh_copy.default,
+        aten.dropout.default,
+    ):
         return True
-    same = isinstance(value, torch.Tensor) and value.dtype == source.dtype and str(value.shape) == str(source.shape)
+    same = (
+        isinstance(value, torch.Tensor)
+        and value.dtype == source.dtype
+        and str(value.shape) == str(source.shape)
+    )
     if not same:
         return False
-    if node.target in (aten._to_copy.default, aten.expand.default, aten.view.default, aten.reshape.default,
-                       aten._unsafe_view.default, aten.squeeze.dims):
+    if node.target in (
+        aten._to_copy.default,
+        aten.expand.default,
+        aten.view.default,
+        aten.reshape.default,
+        aten._unsafe_view.default,
+        aten.squeeze.dims,
+    ):
         return True
     if node.target is aten.slice.Tensor:
         return len(node.args) < 5 or node.args[4] == 1
@@ -77,7 +93,9 @@ def _is_identity(node: Node) -> bool:
 
 def _rejoined(cat: Node) -> Node | None:
     """x for cat(x[:a], x[a:b], x[b:]) along the axis that was cut."""
-    axis = int(cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)) % cat.meta["val"].dim()  # type: ignore[call-overload]
+    axis = (
+        int(cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)) % cat.meta["val"].dim()
+    )  # type: ignore[call-overload]
     position: Any = 0
     source: Any = None
     for piece in cat.args[0]:  # type: ignore[union-attr]
@@ -86,7 +104,11 @@ def _rejoined(cat: Node) -> Node | None:
         if int(piece.args[1] if len(piece.args) > 1 else 0) % cat.meta["val"].dim() != axis:
             return None
         start = piece.args[2] if len(piece.args) > 2 and piece.args[2] is not None else 0
-        if (source is not None and piece.args[0] is not source) or isinstance(start, Node) or str(start) != str(position):
+        if (
+            (source is not None and piece.args[0] is not source)
+            or isinstance(start, Node)
+            or str(start) != str(position)
+        ):
             return None
         source, position = piece.args[0], position + piece.meta["val"].shape[axis]
     if source is None or str(source.meta["val"].shape) != str(cat.meta["val"].shape):
@@ -202,7 +224,8 @@ def _evaluator(node: Node, load: Any) -> Any:
         values = {i: f() for i, f in inputs.items()}
         with torch.no_grad():
             result: torch.Tensor = target(  # type: ignore[operator]
-                *map_arg(args, lambda n: values[n]), **map_arg(kwargs, lambda n: values[n]))
+                *map_arg(args, lambda n: values[n]), **map_arg(kwargs, lambda n: values[n])
+            )
         return result
 
     return evaluate

@@ -120,7 +120,13 @@ _MIXED = object()
 
 
 def _part(
-    rw: Rewriter, value: Any, splits: dict[Node, _Split], position: int, axis: int, rank: int, lead: _Split
+    rw: Rewriter,
+    value: Any,
+    splits: dict[Node, _Split],
+    position: int,
+    axis: int,
+    rank: int,
+    lead: _Split,
 ) -> Any:
     """The operand that belongs to one part of the result."""
     if not is_tensor(value):
@@ -144,9 +150,14 @@ def _split_cat(rw: Rewriter, node: Node, splits: dict[Node, _Split]) -> _Split |
     if any(p not in splits for p in pieces):
         return None
     lead = splits[pieces[0]]
-    if axis == lead.axis or any(splits[p].axis != lead.axis or splits[p].sizes != lead.sizes for p in pieces):
+    if axis == lead.axis or any(
+        splits[p].axis != lead.axis or splits[p].sizes != lead.sizes for p in pieces
+    ):
         return None
-    parts = [rw.call(aten.cat.default, [splits[p].parts[i] for p in pieces], axis) for i in range(len(lead.parts))]
+    parts = [
+        rw.call(aten.cat.default, [splits[p].parts[i] for p in pieces], axis)
+        for i in range(len(lead.parts))
+    ]
     return _Split(parts, lead.axis)
 
 
@@ -190,14 +201,21 @@ def _split_reshape(rw: Rewriter, node: Node, lead: _Split, shape: list[Any]) -> 
     before = _product(sizes[: lead.axis])
     for axis, size in enumerate(out):
         if _product(out[:axis]) == before and size == sizes[lead.axis]:
-            parts = [rw.call(aten.reshape.default, p, [*_sizes(rw, node, out, axis), n, *out[axis + 1:]])
-                     for p, n in zip(lead.parts, lead.sizes, strict=True)]
+            parts = [
+                rw.call(
+                    aten.reshape.default, p, [*_sizes(rw, node, out, axis), n, *out[axis + 1 :]]
+                )
+                for p, n in zip(lead.parts, lead.sizes, strict=True)
+            ]
             return _Split(parts, axis)
     return None
 
 
 def _sizes(rw: Rewriter, node: Node, out: list[Any], axis: int) -> list[Any]:
-    return [s if isinstance(s, int) else rw.call(aten.sym_size.int, node, a) for a, s in enumerate(out[:axis])]
+    return [
+        s if isinstance(s, int) else rw.call(aten.sym_size.int, node, a)
+        for a, s in enumerate(out[:axis])
+    ]
 
 
 def _product(sizes: list[Any]) -> Any:

@@ -65,12 +65,24 @@ def _rewrite(rw: Rewriter, group: LinearGroup, q: QuantizedLinear) -> None:
     with rw.before(first):
         inv_smooth = rw.constant(f"{stem}.inv_smooth", q.inv_smooth)
         lora_down = rw.constant(f"{stem}.lora_down", q.lora_down)
-        quantized = rw.call(ops.quantize_s4, group.x, inv_smooth, lora_down, activation.group_size, activation.range,
-                            activation.rotate, activation.shift)
+        quantized = rw.call(
+            ops.quantize_s4,
+            group.x,
+            inv_smooth,
+            lora_down,
+            activation.group_size,
+            activation.range,
+            activation.rotate,
+            activation.shift,
+        )
         codes, scale, low = (_item(rw, quantized, i) for i in range(3))
         merged = rw.call(
-            ops.linear_s4, codes, scale, low,
-            rw.constant(f"{stem}.w_codes", q.w_codes), rw.constant(f"{stem}.w_scale", q.w_scale),
+            ops.linear_s4,
+            codes,
+            scale,
+            low,
+            rw.constant(f"{stem}.w_codes", q.w_codes),
+            rw.constant(f"{stem}.w_scale", q.w_scale),
             rw.constant(f"{stem}.lora_up", q.lora_up),
             None if bias is None else rw.constant(f"{stem}.bias_merged", bias),
         )

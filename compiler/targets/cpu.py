@@ -25,7 +25,8 @@ class CpuTarget:
 
 
 AVX512VNNI = CpuTarget(
-    "avx512vnni", ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
+    "avx512vnni",
+    ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
 )
 AVX2 = CpuTarget("avx2", ("avx2", "fma", "f16c"))
 PORTABLE = CpuTarget("portable", ())

@@ -12,7 +12,11 @@ _CONV_SLICE = 1024
 def attention_scratch_bytes(head_dim: int, v_dim: int) -> int:
     """svdq::attention_scratch_bytes (attention.h)."""
     v_width = -(-v_dim // _LANES) * _LANES
-    return 4 * (_QUERY_BLOCK * (head_dim + v_width + 2) + _KV_BLOCK * (head_dim + v_width) + _QUERY_TILE * _KV_BLOCK)
+    return 4 * (
+        _QUERY_BLOCK * (head_dim + v_width + 2)
+        + _KV_BLOCK * (head_dim + v_width)
+        + _QUERY_TILE * _KV_BLOCK
+    )
 
 
 def conv_scratch_bytes(rows: int, channels: int) -> int:

@@ -1,10 +1,10 @@
 """Weight layouts by id: how a canonical tensor is packed for kernels, and back.
 
-    row_major                   as it is
-    gemm_n16                    [N, K] f32, bf16 or f16 → [ceil(N/16), K, 16]
-    conv_n16_g{groups}[_t]      convolution weight → [groups, ceil(N/groups/16), taps * C, 16]; _t: transposed convolution
-    depthwise                   [C, 1, *kernel] → f32 [taps, C]
-    s4_n16k4, bf16_scale_n16    4-bit codes and their scales
+row_major                   as it is
+gemm_n16                    [N, K] f32, bf16 or f16 → [ceil(N/16), K, 16]
+conv_n16_g{groups}[_t]      convolution weight → [groups, ceil(N/groups/16), taps * C, 16]; _t: transposed convolution
+depthwise                   [C, 1, *kernel] → f32 [taps, C]
+s4_n16k4, bf16_scale_n16    4-bit codes and their scales
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def pack(layout: str, tensor: Tensor) -> Tensor:
         return tensor.contiguous()
     if layout == "gemm_n16":
         half = tensor.dtype in (torch.bfloat16, torch.float16)
-        return cpu_layouts_f32.pack_gemm_w16(tensor) if half else cpu_layouts_f32.pack_gemm_f32(tensor)
+        return (
+            cpu_layouts_f32.pack_gemm_w16(tensor) if half else cpu_layouts_f32.pack_gemm_f32(tensor)
+        )
     if layout == "depthwise":
         return cpu_layouts_f32.pack_depthwise(tensor)
     if layout == "s4_n16k4":
@@ -68,14 +70,18 @@ def unpack(layout: str, packed: Tensor, shape: tuple[int, ...], dtype: torch.dty
     if layout == "s4_n16k4":
         return cpu_layouts.unpack_s4_n16k4(flat.reshape(-1, shape[1] // 8, 16, 4), shape[0])
     if layout == "bf16_scale_n16":
-        return cpu_layouts.unpack_bf16_scale_n16(flat.view(torch.bfloat16).reshape(-1, shape[1], 16), shape[0])
+        return cpu_layouts.unpack_bf16_scale_n16(
+            flat.view(torch.bfloat16).reshape(-1, shape[1], 16), shape[0]
+        )
     groups, transposed = _conv_parameters(layout)
     kernel = shape[2:]
     taps = torch.Size(kernel).numel()
     per_group = shape[1] if transposed else shape[0] // groups
     channels = shape[0] // groups if transposed else shape[1]
     panels = flat.view(dtype).reshape(groups, -1, taps * channels, 16)
-    rows = torch.stack([_rows(group, per_group) for group in panels])  # [groups, N/groups, taps * C]
+    rows = torch.stack(
+        [_rows(group, per_group) for group in panels]
+    )  # [groups, N/groups, taps * C]
     split = rows.reshape(groups, per_group, *kernel, channels).movedim(-1, 2)
     return (split.transpose(1, 2) if transposed else split).reshape(shape).contiguous()
 

@@ -62,9 +62,16 @@ def find_compiler() -> Compiler:
             if version is not None:
                 return Compiler(command, version)
     if chosen:
-        raise NoCompiler("compile", "CXX", f"$CXX is {chosen!r}, which does not run", "set it to a C++17 compiler, or unset it")
+        raise NoCompiler(
+            "compile",
+            "CXX",
+            f"$CXX is {chosen!r}, which does not run",
+            "set it to a C++17 compiler, or unset it",
+        )
     raise NoCompiler(
-        "compile", "C++ compiler", "none found (tried $CXX, g++, clang++, ziglang)",
+        "compile",
+        "C++ compiler",
+        "none found (tried $CXX, g++, clang++, ziglang)",
         "install g++ or clang++, or run: pip install ziglang",
     )
 
@@ -85,7 +92,10 @@ def cache_folder() -> Path:
 
 
 def build(
-    kernels: Mapping[str, str], target: CpuTarget, jobs: int = 0, progress: Callable[[int, int, str], None] | None = None
+    kernels: Mapping[str, str],
+    target: CpuTarget,
+    jobs: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> bytes:
     """One shared object with every kernel (name → source). Kernels compiled before come from the cache."""
     compiler = find_compiler()
@@ -93,14 +103,22 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     sources = {name: kernels[name] for name in sorted(kernels)}
     sources["svdq_code_abi"] = _ABI_SOURCE
-    salt = hashlib.sha256("\0".join([compiler.version, *BASE_FLAGS, *target.flags, _headers_digest()]).encode()).hexdigest()
-    objects = {name: folder / f"{hashlib.sha256((salt + text).encode()).hexdigest()}.o" for name, text in sources.items()}
+    salt = hashlib.sha256(
+        "\0".join([compiler.version, *BASE_FLAGS, *target.flags, _headers_digest()]).encode()
+    ).hexdigest()
+    objects = {
+        name: folder / f"{hashlib.sha256((salt + text).encode()).hexdigest()}.o"
+        for name, text in sources.items()
+    }
     missing = [name for name in sources if not objects[name].exists()]
     done = len(sources) - len(missing)
     if progress is not None:
         progress(done, len(sources), "cached")
     with ThreadPoolExecutor(max_workers=jobs or os.cpu_count() or 1) as pool:
-        futures = {name: pool.submit(_compile, compiler, target, name, sources[name], objects[name]) for name in missing}
+        futures = {
+            name: pool.submit(_compile, compiler, target, name, sources[name], objects[name])
+            for name in missing
+        }
         try:
             for name, future in futures.items():
                 future.result()
@@ -135,7 +153,16 @@ def _compile(compiler: Compiler, target: CpuTarget, name: str, source: str, resu
         path, obj = Path(work) / "kernel.cpp", Path(work) / "kernel.o"
         path.write_text(source)
         includes = [f"-I{folder}" for folder in include_folders()]
-        command = [*compiler.command, *BASE_FLAGS, *target.flags, *includes, "-c", path.name, "-o", obj.name]
+        command = [
+            *compiler.command,
+            *BASE_FLAGS,
+            *target.flags,
+            *includes,
+            "-c",
+            path.name,
+            "-o",
+            obj.name,
+        ]
         _run(command, name, Path(work))
         partial = result.with_suffix(f".{os.getpid()}.{name[-8:]}.partial")
         try:
@@ -148,16 +175,28 @@ def _compile(compiler: Compiler, target: CpuTarget, name: str, source: str, resu
 def _link(compiler: Compiler, objects: list[Path]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="svdqc-") as work:
         library = Path(work) / "kernels.so"
-        flags = ["-shared", "-Wl,--build-id=none", "-Wl,-s"] if sys.platform.startswith("linux") else ["-shared"]
-        _run([*compiler.command, *flags, *map(str, objects), "-o", str(library), "-lm"], "link", Path(work))
+        flags = (
+            ["-shared", "-Wl,--build-id=none", "-Wl,-s"]
+            if sys.platform.startswith("linux")
+            else ["-shared"]
+        )
+        _run(
+            [*compiler.command, *flags, *map(str, objects), "-o", str(library), "-lm"],
+            "link",
+            Path(work),
+        )
         return library.read_bytes()
 
 
 def _run(command: list[str], name: str, folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode != 0:
-        detail = "\n".join(done.stderr.strip().splitlines()[:12]) or f"exit status {done.returncode}"
+        detail = (
+            "\n".join(done.stderr.strip().splitlines()[:12]) or f"exit status {done.returncode}"
+        )
         raise CompilationFailed(
-            "compile kernels", name, f"{command[0]} failed:\n{detail}",
+            "compile kernels",
+            name,
+            f"{command[0]} failed:\n{detail}",
             "check the compiler with `svdqc doctor`, or choose another with CXX=…",
         )

@@ -53,13 +53,22 @@ def plan_block(program: RowProgram) -> Block:
     region = program.region
     anchor, rows = region.anchor, region.layout.num_rows
     if anchor is None:
-        widest = max((region.layout.inner_elements(n).upper() for n in region.nodes if n in region.layout.axes), default=1)
+        widest = max(
+            (
+                region.layout.inner_elements(n).upper()
+                for n in region.nodes
+                if n in region.layout.axes
+            ),
+            default=1,
+        )
         block = max(1, min(64, 16384 // max(widest, 1)))
         return Block(max(1, min(block, -(-rows.upper() // 4))))
     target = str(anchor.target)
     if target == anchors.ATTENTION:
         return Block(QUERY_BLOCK)
-    width = max(region.layout.inner_elements(n).upper() for n in region.nodes if n in region.layout.axes)
+    width = max(
+        region.layout.inner_elements(n).upper() for n in region.nodes if n in region.layout.axes
+    )
     if target in (anchors.LINEAR, anchors.LINEAR_S4):
         few = rows.upper() <= 4 * ROWS_IN_TILE
         if few and tiles_columns(region.nodes, region.stored, anchor, region.layout):
@@ -70,12 +79,20 @@ def plan_block(program: RowProgram) -> Block:
     return Block(ROWS_IN_TILE if width * 4 * ROWS_IN_TILE <= 2 * TILE_BYTES else ROWS_IN_TILE // 3)
 
 
-def describe(program: RowProgram, printer: StatementPrinter, params: Params, block: Block) -> AnchorCode:
+def describe(
+    program: RowProgram, printer: StatementPrinter, params: Params, block: Block
+) -> AnchorCode:
     """The anchor's part of the kernel."""
     anchor = program.region.anchor
     if anchor is None:
-        return AnchorCode("cpu/rows.cpp.j2", {}, program.region.layout.num_rows.ceildiv(block.rows), _headers("quantize_s4.h", "gemm_f32.h")
-                          if any(str(n.target) == anchors.QUANTIZE_S4 for n in program.region.nodes) else _headers())
+        return AnchorCode(
+            "cpu/rows.cpp.j2",
+            {},
+            program.region.layout.num_rows.ceildiv(block.rows),
+            _headers("quantize_s4.h", "gemm_f32.h")
+            if any(str(n.target) == anchors.QUANTIZE_S4 for n in program.region.nodes)
+            else _headers(),
+        )
     return _DESCRIBE[str(anchor.target)](program, printer, params, block)
 
 
@@ -96,10 +113,15 @@ def _tile(printer: StatementPrinter, block: Block, out_features: int) -> tuple[s
     ldo = -(-width // 16) * 16
     offset = printer.scratch.take(IntExpr.of(ldo * block.rows * 4))
     printer.tile = ("tile", str(ldo), "col_begin" if block.columns else "0")
-    return f"float* const tile = reinterpret_cast<float*>(scratch + {printer.params.scalar(offset)});", ldo
+    return (
+        f"float* const tile = reinterpret_cast<float*>(scratch + {printer.params.scalar(offset)});",
+        ldo,
+    )
 
 
-def _column_context(program: RowProgram, block: Block, out_features: int) -> tuple[dict[str, Any], IntExpr]:
+def _column_context(
+    program: RowProgram, block: Block, out_features: int
+) -> tuple[dict[str, Any], IntExpr]:
     tasks = program.region.layout.num_rows.ceildiv(block.rows)
     column_tasks = -(-out_features // block.columns) if block.columns else 1
     return {"columns": block.columns, "column_tasks": column_tasks}, tasks * column_tasks
@@ -124,7 +146,9 @@ def _bias(printer: StatementPrinter, bias: Any) -> dict[str, str]:
     return {"bias": printer.pointer(storage), "bias_stored": kinds[storage.dtype]}
 
 
-def _linear(program: RowProgram, printer: StatementPrinter, params: Params, block: Block) -> AnchorCode:
+def _linear(
+    program: RowProgram, printer: StatementPrinter, params: Params, block: Block
+) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
     x, weight, bias = anchor.args[0], anchor.args[1], _call(anchor, 2, "bias")
@@ -138,17 +162,31 @@ def _linear(program: RowProgram, printer: StatementPrinter, params: Params, bloc
     else:
         stride = in_features + 16
         offset = printer.scratch.take(IntExpr.of(stride * block.rows * 4))
-        declarations.append(f"float* const x_rows = reinterpret_cast<float*>(scratch + {params.scalar(offset)});")
+        declarations.append(
+            f"float* const x_rows = reinterpret_cast<float*>(scratch + {params.scalar(offset)});"
+        )
         before = printer.gather(x, "x_rows", str(stride))  # type: ignore[arg-type]
         pointer, ldx = "x_rows", str(stride)
     columns, num_tasks = _column_context(program, block, out_features)
     context = {
-        "out_features": out_features, "in_features": in_features, "ldo": ldo, "x": pointer, "ldx": ldx,
+        "out_features": out_features,
+        "in_features": in_features,
+        "ldo": ldo,
+        "x": pointer,
+        "ldx": ldx,
         "gemm": {"f32": "gemm_f32", "bf16": "gemm_wbf16", "f16": "gemm_wf16"}[storage.dtype],
         "w": printer.pointer(storage),
-        **_bias(printer, bias), **columns,
+        **_bias(printer, bias),
+        **columns,
     }
-    return AnchorCode("cpu/gemm.cpp.j2", context, num_tasks, _headers("gemm_f32.h", *_uses_quantize(program)), before, declarations)
+    return AnchorCode(
+        "cpu/gemm.cpp.j2",
+        context,
+        num_tasks,
+        _headers("gemm_f32.h", *_uses_quantize(program)),
+        before,
+        declarations,
+    )
 
 
 def direct_rows(program: RowProgram, printer: StatementPrinter, x: Node) -> tuple[str, str] | None:
@@ -195,7 +233,9 @@ def _row_stride(address: IntExpr, outer: Index) -> IntExpr:
     return ZERO
 
 
-def _linear_s4(program: RowProgram, printer: StatementPrinter, params: Params, block: Block) -> AnchorCode:
+def _linear_s4(
+    program: RowProgram, printer: StatementPrinter, params: Params, block: Block
+) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
     codes, scale, low, w_codes, w_scale, lora_up, bias = anchor.args
@@ -208,18 +248,30 @@ def _linear_s4(program: RowProgram, printer: StatementPrinter, params: Params, b
     columns, num_tasks = _column_context(program, block, out_features)
     storages = printer.storages
     context = {
-        "out_features": out_features, "in_features": in_features, "group": group, "rank": rank, "ldo": ldo,
+        "out_features": out_features,
+        "in_features": in_features,
+        "group": group,
+        "rank": rank,
+        "ldo": ldo,
         "range": RANGES[str(quantize.args[4])],  # type: ignore[union-attr]
-        "codes": printer.pointer(storages[codes]), "scale": printer.pointer(storages[scale]),  # type: ignore[index]
+        "codes": printer.pointer(storages[codes]),
+        "scale": printer.pointer(storages[scale]),  # type: ignore[index]
         "low": printer.pointer(storages[low]) if rank else "",  # type: ignore[index]
         "w": f"reinterpret_cast<const uint8_t*>({printer.pointer(storages.packed(w_codes, 's4_n16k4'))})",  # type: ignore[arg-type]
         "w_scale": printer.pointer(storages.packed(w_scale, "bf16_scale_n16")),  # type: ignore[arg-type]
         "lora_up": printer.pointer(storages.packed(lora_up, "gemm_n16")) if rank else "",  # type: ignore[arg-type]
-        **_bias(printer, bias), **columns,
+        **_bias(printer, bias),
+        **columns,
     }
     declarations = [declaration, f"void* const packed = scratch + {params.scalar(packed)};"]
-    return AnchorCode("cpu/gemm_s4.cpp.j2", context, num_tasks, _headers("gemm_f32.h", "gemm_s4.h", *_uses_quantize(program)),
-                      [], declarations)
+    return AnchorCode(
+        "cpu/gemm_s4.cpp.j2",
+        context,
+        num_tasks,
+        _headers("gemm_f32.h", "gemm_s4.h", *_uses_quantize(program)),
+        [],
+        declarations,
+    )
 
 
 # ---- strided operands
@@ -237,7 +289,9 @@ class Strided:
 def strided(program: RowProgram, printer: StatementPrinter, node: Node) -> Strided:
     """The strides with which a value (through any views) lies in memory."""
     found = strides_of(program, printer.storages, node)
-    assert found is not None, f"{node} has no plain strides; the materialize pass should have copied it"
+    assert found is not None, (
+        f"{node} has no plain strides; the materialize pass should have copied it"
+    )
     storage, strides, rest = found
     pointer = printer.pointer(storage)
     text = f"{pointer} + {printer.params.scalar(rest)}" if rest != 0 else pointer
@@ -284,12 +338,17 @@ def _lead_decode(params: Params, sizes: Index, divisor: str) -> tuple[list[str],
 
 def _at(params: Params, operand: Strided, lead: list[str]) -> str:
     """The pointer at leading indices; a broadcast axis has stride 0."""
-    terms = [f"{name} * {params.scalar(stride, force=True)}"
-             for name, stride in zip(lead, operand.strides, strict=False) if stride != 0]
+    terms = [
+        f"{name} * {params.scalar(stride, force=True)}"
+        for name, stride in zip(lead, operand.strides, strict=False)
+        if stride != 0
+    ]
     return " + ".join([operand.pointer, *terms])
 
 
-def _attention(program: RowProgram, printer: StatementPrinter, params: Params, block: Block) -> AnchorCode:
+def _attention(
+    program: RowProgram, printer: StatementPrinter, params: Params, block: Block
+) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
     q, k, v = anchor.args[:3]
@@ -298,7 +357,9 @@ def _attention(program: RowProgram, printer: StatementPrinter, params: Params, b
     head_dim, v_dim = q_shape[-1].const, v_shape[-1].const
     lead, q_len, kv_len = q_shape[:-2], q_shape[-2], v_shape[-2]
     decode, names = _lead_decode(params, lead, "blocks")
-    operands = {name: strided(program, printer, node) for name, node in (("q", q), ("k", k), ("v", v))}  # type: ignore[arg-type]
+    operands = {
+        name: strided(program, printer, node) for name, node in (("q", q), ("k", k), ("v", v))
+    }  # type: ignore[arg-type]
     declarations: list[str] = []
     if anchor in program.region.stored:
         out = printer.storages[anchor]
@@ -310,22 +371,37 @@ def _attention(program: RowProgram, printer: StatementPrinter, params: Params, b
         out_text, out_row = f"tile - query_begin * {ldo}", str(ldo)
     scale = _call(anchor, 6, "scale")
     context: dict[str, Any] = {
-        "decode": decode, "q_len": params.scalar(q_len, force=True), "kv_len": params.scalar(kv_len, force=True), "head_dim": head_dim,
-        "v_dim": v_dim, "causal": causal, "mask": "", "out": out_text, "out_row": out_row,
-        "scale": f"{(float(scale) if scale is not None else head_dim ** -0.5)!r}f",
+        "decode": decode,
+        "q_len": params.scalar(q_len, force=True),
+        "kv_len": params.scalar(kv_len, force=True),
+        "head_dim": head_dim,
+        "v_dim": v_dim,
+        "causal": causal,
+        "mask": "",
+        "out": out_text,
+        "out_row": out_row,
+        "scale": f"{(float(scale) if scale is not None else head_dim**-0.5)!r}f",
     }
     for name, operand in operands.items():
-        context[name] = _at(params, operand, _grouped_heads(params, names, lead, program.table.shape(
-            {"q": q, "k": k, "v": v}[name]), name))  # type: ignore[arg-type]
+        context[name] = _at(
+            params,
+            operand,
+            _grouped_heads(
+                params, names, lead, program.table.shape({"q": q, "k": k, "v": v}[name]), name
+            ),
+        )  # type: ignore[arg-type]
         context[f"{name}_row"] = params.scalar(operand.strides[-2])
-        context[f"{name}_col"] = params.scalar(operand.strides[-1]) if operand.strides[-1] != 0 else "1"
+        context[f"{name}_col"] = (
+            params.scalar(operand.strides[-1]) if operand.strides[-1] != 0 else "1"
+        )
     if mask is not None:
         held = strided(program, printer, mask)
         rank = len(held.strides)
         context.update(
-            mask=_at(params, held, names[len(names) - (rank - 2):]),
+            mask=_at(params, held, names[len(names) - (rank - 2) :]),
             mask_field="mask_bool" if held.storage.dtype == "bool" else "mask_f32",
-            mask_row=params.scalar(held.strides[-2]), mask_col=params.scalar(held.strides[-1]),
+            mask_row=params.scalar(held.strides[-2]),
+            mask_col=params.scalar(held.strides[-1]),
         )
         if held.storage.dtype == "bool":
             context["mask"] = f"reinterpret_cast<const uint8_t*>({context['mask']})"
@@ -333,18 +409,28 @@ def _attention(program: RowProgram, printer: StatementPrinter, params: Params, b
     declarations.append(f"void* const attention_scratch = scratch + {params.scalar(offset)};")
     context["scratch_bytes"] = attention_scratch_bytes(head_dim, v_dim)
     printer.scratch.take(IntExpr.of(context["scratch_bytes"]))
-    return AnchorCode("cpu/attention.cpp.j2", context, prod(lead) * q_len.ceildiv(block.rows),
-                      _headers("attention.h"), [], declarations)
+    return AnchorCode(
+        "cpu/attention.cpp.j2",
+        context,
+        prod(lead) * q_len.ceildiv(block.rows),
+        _headers("attention.h"),
+        [],
+        declarations,
+    )
 
 
-def _grouped_heads(params: Params, names: list[str], lead: Index, shape: Index, which: str) -> list[str]:
+def _grouped_heads(
+    params: Params, names: list[str], lead: Index, shape: Index, which: str
+) -> list[str]:
     """Grouped-query attention: several query heads share a key/value head."""
     if which == "q" or not lead or shape[-3] == lead[-1] or shape[-3] == 1:
         return names
     return [*names[:-1], f"({names[-1]} / {params.scalar(lead[-1] // shape[-3])})"]
 
 
-def _convolution(program: RowProgram, printer: StatementPrinter, params: Params, block: Block) -> AnchorCode:
+def _convolution(
+    program: RowProgram, printer: StatementPrinter, params: Params, block: Block
+) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
     x, weight, bias, stride, padding, dilation, transposed, _, groups = anchor.args[:9]
@@ -359,14 +445,21 @@ def _convolution(program: RowProgram, printer: StatementPrinter, params: Params,
     storage = printer.storages.packed(weight_source(weight), layout)  # type: ignore[arg-type]
     if depthwise:
         storage = replace(storage, dtype="f32")
-    names = ("d", "h", "w")[3 - rank:]
-    fields: list[tuple[str, str]] = [("channels", str(in_channels if depthwise else group_channels)),
-                                     ("x_n", params.scalar(operand.strides[0])), ("x_c", params.scalar(operand.strides[1]))]
+    names = ("d", "h", "w")[3 - rank :]
+    fields: list[tuple[str, str]] = [
+        ("channels", str(in_channels if depthwise else group_channels)),
+        ("x_n", params.scalar(operand.strides[0])),
+        ("x_c", params.scalar(operand.strides[1])),
+    ]
     for a, name in enumerate(names):
         fields += [
-            (f"x_{name}", params.scalar(operand.strides[2 + a])), (f"in_{name}", params.scalar(in_shape[2 + a])),
-            (f"out_{name}", params.scalar(out_shape[2 + a])), (f"k_{name}", str(w_shape[2 + a])),
-            (f"stride_{name}", str(stride[a])), (f"pad_{name}", str(padding[a])), (f"dil_{name}", str(dilation[a])),  # type: ignore[index]
+            (f"x_{name}", params.scalar(operand.strides[2 + a])),
+            (f"in_{name}", params.scalar(in_shape[2 + a])),
+            (f"out_{name}", params.scalar(out_shape[2 + a])),
+            (f"k_{name}", str(w_shape[2 + a])),
+            (f"stride_{name}", str(stride[a])),
+            (f"pad_{name}", str(padding[a])),
+            (f"dil_{name}", str(dilation[a])),  # type: ignore[index]
         ]
     if transposed:
         fields.append(("transposed", "true"))
@@ -376,17 +469,35 @@ def _convolution(program: RowProgram, printer: StatementPrinter, params: Params,
     offset = printer.scratch.num_bytes
     printer.scratch.take(IntExpr.of(conv_scratch_bytes(block.rows, group_channels)))
     context = {
-        "fields": fields, "groups": groups, "group_channels": in_channels if depthwise else group_channels,
-        "group_outputs": group_outputs, "group_weight": group_weight, "out_channels": out_channels, "ldo": ldo,
-        "depthwise": depthwise, "x": operand.pointer, "x_c": params.scalar(operand.strides[1]),
-        "conv": {"f32": "conv_rows_f32", "bf16": "conv_rows_wbf16", "f16": "conv_rows_wf16"}[storage.dtype],
+        "fields": fields,
+        "groups": groups,
+        "group_channels": in_channels if depthwise else group_channels,
+        "group_outputs": group_outputs,
+        "group_weight": group_weight,
+        "out_channels": out_channels,
+        "ldo": ldo,
+        "depthwise": depthwise,
+        "x": operand.pointer,
+        "x_c": params.scalar(operand.strides[1]),
+        "conv": {"f32": "conv_rows_f32", "bf16": "conv_rows_wbf16", "f16": "conv_rows_wf16"}[
+            storage.dtype
+        ],
         "w": printer.pointer(storage),
         **_bias(printer, bias),
     }
-    declarations = [declaration, f"void* const conv_scratch = scratch + {params.scalar(offset)};",
-                    "(void)conv_scratch;"]
-    return AnchorCode("cpu/conv.cpp.j2", context, program.region.layout.num_rows.ceildiv(block.rows),
-                      _headers("gemm_f32.h", "conv.h", *_uses_quantize(program)), [], declarations)
+    declarations = [
+        declaration,
+        f"void* const conv_scratch = scratch + {params.scalar(offset)};",
+        "(void)conv_scratch;",
+    ]
+    return AnchorCode(
+        "cpu/conv.cpp.j2",
+        context,
+        program.region.layout.num_rows.ceildiv(block.rows),
+        _headers("gemm_f32.h", "conv.h", *_uses_quantize(program)),
+        [],
+        declarations,
+    )
 
 
 def is_depthwise(anchor: Node, in_channels: int, out_channels: int) -> bool:
@@ -394,7 +505,9 @@ def is_depthwise(anchor: Node, in_channels: int, out_channels: int) -> bool:
     return int(anchor.args[8]) == in_channels == out_channels > 1 and not anchor.args[6]  # type: ignore[call-overload]
 
 
-def _bmm(program: RowProgram, printer: StatementPrinter, params: Params, block: Block) -> AnchorCode:
+def _bmm(
+    program: RowProgram, printer: StatementPrinter, params: Params, block: Block
+) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
     x, w = anchor.args[:2]
@@ -407,16 +520,30 @@ def _bmm(program: RowProgram, printer: StatementPrinter, params: Params, block: 
     x_tile = printer.scratch.take(k * block.rows * 4)
     panels = printer.scratch.take(width * k * 4)
     printer.tile = ("tile", params.scalar(width), "0")
-    declarations = [f"float* const {name} = reinterpret_cast<float*>(scratch + {params.scalar(offset)});"
-                    for name, offset in (("tile", tile), ("x_tile", x_tile), ("panels", panels))]
+    declarations = [
+        f"float* const {name} = reinterpret_cast<float*>(scratch + {params.scalar(offset)});"
+        for name, offset in (("tile", tile), ("x_tile", x_tile), ("panels", panels))
+    ]
     context = {
-        "decode": decode, "m": params.scalar(m), "n": params.scalar(n), "k": params.scalar(k), "x_tile": "x_tile",
-        "w": _at(params, operand, names), "w_k": params.scalar(operand.strides[1]),
-        "w_n": params.scalar(operand.strides[2]), "ldo": params.scalar(width),
+        "decode": decode,
+        "m": params.scalar(m),
+        "n": params.scalar(n),
+        "k": params.scalar(k),
+        "x_tile": "x_tile",
+        "w": _at(params, operand, names),
+        "w_k": params.scalar(operand.strides[1]),
+        "w_n": params.scalar(operand.strides[2]),
+        "ldo": params.scalar(width),
     }
     before = printer.gather(x, "x_tile", params.scalar(k))  # type: ignore[arg-type]
-    return AnchorCode("cpu/bmm.cpp.j2", context, batch * m.ceildiv(block.rows),
-                      _headers("gemm_f32.h", *_uses_quantize(program)), before, declarations)
+    return AnchorCode(
+        "cpu/bmm.cpp.j2",
+        context,
+        batch * m.ceildiv(block.rows),
+        _headers("gemm_f32.h", *_uses_quantize(program)),
+        before,
+        declarations,
+    )
 
 
 _DESCRIBE: dict[str, Callable[[RowProgram, StatementPrinter, Params, Block], AnchorCode]] = {

@@ -10,9 +10,23 @@ from svdqc.compiler.codegen.ops.indexing import definition_of
 from svdqc.compiler.codegen.scalar import FLOATS, Const, IndexValue, Load, Op, Scalar
 from svdqc.compiler.ir.intexpr import Apply, IntExpr
 
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
-          "logical_and": "&&", "logical_or": "||", "bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^",
-          "logical_xor": "!="}
+_INFIX = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+    "logical_and": "&&",
+    "logical_or": "||",
+    "bitwise_and": "&",
+    "bitwise_or": "|",
+    "bitwise_xor": "^",
+    "logical_xor": "!=",
+}
 _PREFIX = {"neg": "-", "logical_not": "!", "bitwise_not": "~"}
 _RENAMED = {"minimum": "min", "maximum": "max", "round": "round_even"}
 
@@ -81,7 +95,11 @@ class BodyPrinter:
         for keyword, side in ((f"if ({condition}) {{", op.args[1]), ("} else {", op.args[2])):
             self.lines.append(f"{self.indent}{keyword}")
             inner = BodyPrinter(self.params, self.load, self.indent + "  ")
-            inner._names, inner._indices, inner._counter = dict(self._names), set(self._indices), self._counter
+            inner._names, inner._indices, inner._counter = (
+                dict(self._names),
+                set(self._indices),
+                self._counter,
+            )
             text = inner.value(side)
             self.lines.extend(inner.lines)
             self.lines.append(f"{self.indent}  {name} = {text};")

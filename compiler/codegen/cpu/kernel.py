@@ -41,7 +41,10 @@ def generate(region: Region, maps: AccessMaps, storages: Memory) -> Kernel:
     params, scratch = Params(), Scratch()
     block = anchor_blocks.plan_block(program)
     printer = StatementPrinter(program, storages, params, scratch, block.rows)
-    context: dict[str, Any] = {"block_rows": block.rows, "num_rows": params.scalar(region.layout.num_rows, force=True)}
+    context: dict[str, Any] = {
+        "block_rows": block.rows,
+        "num_rows": params.scalar(region.layout.num_rows, force=True),
+    }
     anchored = anchor_blocks.describe(program, printer, params, block)
     context.update(anchored.context)
     columns = ("col_begin", "col_end") if block.columns else None

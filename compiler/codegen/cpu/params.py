@@ -45,10 +45,14 @@ class Params:
         key = (storage.buffer, storage.dtype, storage.offset, access == "write")
         if key not in self._by_key:
             self._by_key[key] = len(self.buffers)
-            self.buffers.append(BufferParam(storage.buffer, storage.dtype, storage.offset, access, reach))
+            self.buffers.append(
+                BufferParam(storage.buffer, storage.dtype, storage.offset, access, reach)
+            )
         else:
             param = self.buffers[self._by_key[key]]
-            param.reach = None if reach is None or param.reach is None else maximum(param.reach, reach)
+            param.reach = (
+                None if reach is None or param.reach is None else maximum(param.reach, reach)
+            )
         return f"b{self._by_key[key]}"
 
     def scalar(self, expr: IntExpr | int, force: bool = False) -> str:
@@ -68,7 +72,9 @@ class Params:
             sizes = tuple(a for a in monomial if not _has_loop(a))
             groups[loops] = groups.get(loops, ZERO) + IntExpr({sizes: coefficient})
         parts = []
-        for loops, coefficient in sorted(groups.items(), key=lambda g: [str(a.key()) for a in g[0]]):
+        for loops, coefficient in sorted(
+            groups.items(), key=lambda g: [str(a.key()) for a in g[0]]
+        ):
             if not loops:
                 parts.append(self.scalar(coefficient))
                 continue
@@ -103,7 +109,9 @@ class Params:
 def _has_loop(atom: Atom) -> bool:
     if isinstance(atom, Sym):
         return atom.extent is not None
-    return isinstance(atom, Apply) and any(s.extent is not None for s in atom.lhs.symbols() | atom.rhs.symbols())
+    return isinstance(atom, Apply) and any(
+        s.extent is not None for s in atom.lhs.symbols() | atom.rhs.symbols()
+    )
 
 
 def largest(address: IntExpr) -> IntExpr | None:

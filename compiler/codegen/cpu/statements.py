@@ -50,11 +50,15 @@ class StatementPrinter:
         self.program, self.storages, self.params = program, storages, params
         self.scratch, self.block_rows = scratch, block_rows
         self.declarations: list[str] = []
-        self.tile: tuple[str, str, str] | None = None  # anchor's tile: name, row stride, first column
+        self.tile: tuple[str, str, str] | None = (
+            None  # anchor's tile: name, row stride, first column
+        )
         self._scratch_names: dict[Node, str] = {}
         for node in program.resident:
             self._scratch_names[node] = self._declare_scratch(
-                f"t{len(self._scratch_names)}", value_type(dtype_of(node)), program.region.layout.inner_elements(node)
+                f"t{len(self._scratch_names)}",
+                value_type(dtype_of(node)),
+                program.region.layout.inner_elements(node),
             )
 
     def _declare_scratch(self, name: str, c_type: str, row_elements: IntExpr) -> str:
@@ -80,12 +84,16 @@ class StatementPrinter:
             return f"{self._scratch_names[node]}[r * {stride} + {self.params.integer(position)}]"
         if node in region.stored:
             self.program.inner_position(node, load.idx)  # proves that the row is the current one
-        return self._cell(self.storages[node], load.idx, "update" if node in region.stored else "read")
+        return self._cell(
+            self.storages[node], load.idx, "update" if node in region.stored else "read"
+        )
 
     def _cell(self, storage: Storage, idx: Index, access: str) -> str:
         address = storage.address(idx) - storage.offset
         reach = largest(address)
-        name = self.params.buffer(storage, "write" if access == "update" else access, None if reach is None else reach + 1)
+        name = self.params.buffer(
+            storage, "write" if access == "update" else access, None if reach is None else reach + 1
+        )
         return f"{name}[{self.params.integer(address)}]"
 
     # ---- statements
@@ -99,7 +107,11 @@ class StatementPrinter:
         return self._print_quantize(statement)
 
     def row_loop(self, body: list[str]) -> list[str]:
-        return ["for (int64_t r = 0; r < rows; ++r) {", *_indent(self._decode_row(body) + body), "}"]
+        return [
+            "for (int64_t r = 0; r < rows; ++r) {",
+            *_indent(self._decode_row(body) + body),
+            "}",
+        ]
 
     def _decode_row(self, body: list[str]) -> list[str]:
         """Outer indices from the row number; only those that the body mentions."""
@@ -143,13 +155,20 @@ class StatementPrinter:
             lines.append(f"{self._cell(storage, idx, 'write')} = {narrowed(text, storage.dtype)};")
         return lines
 
-    def _loops(self, atoms: Sequence[int], body: object, columns: tuple[str, str] | None = None) -> list[str]:
+    def _loops(
+        self, atoms: Sequence[int], body: object, columns: tuple[str, str] | None = None
+    ) -> list[str]:
         """Nested loops; short innermost ones are unrolled, the innermost remaining one is vectorised."""
         layout = self.program.region.layout
         loops = [(self.program.loop_index(a), layout.atoms.size(a)) for a in atoms]
         loops = [(i, size) for i, size in loops if not i.is_const]
         unrolled: list[tuple[str, int]] = []
-        while loops and (count := loops[-1][1].as_int()) is not None and count <= UNROLL and columns is None:
+        while (
+            loops
+            and (count := loops[-1][1].as_int()) is not None
+            and count <= UNROLL
+            and columns is None
+        ):
             name, _ = loops.pop()
             unrolled.insert(0, (str(name), count))
         indent = "  " * len(loops)
@@ -161,9 +180,15 @@ class StatementPrinter:
                 lines.append(f"{pad}SVDQ_VECTORIZE")
             lines.append(f"{pad}for (int64_t {name} = {first}; {name} < {last}; ++{name}) {{")
         for values in product(*(range(count) for _, count in unrolled)):
-            chosen: dict[str, IntExpr | int] = {n: v for (n, _), v in zip(unrolled, values, strict=True)}
+            chosen: dict[str, IntExpr | int] = {
+                n: v for (n, _), v in zip(unrolled, values, strict=True)
+            }
             block = body(chosen, indent)  # type: ignore[operator]
-            lines.extend([indent + "{", *_indent(block), indent + "}"] if len(unrolled) and unrolled else block)
+            lines.extend(
+                [indent + "{", *_indent(block), indent + "}"]
+                if len(unrolled) and unrolled
+                else block
+            )
         lines.extend("  " * depth + "}" for depth in reversed(range(len(loops))))
         return lines
 
@@ -182,12 +207,19 @@ class StatementPrinter:
             lines = [f"{indent}{c_type} acc = {_identity(reduction.combine, reduction.dtype)};"]
             pad = indent
             for depth, (name, size) in enumerate(folded):
-                if depth == len(folded) - 1 and (clause := _simd_clause(reduction.combine, reduction.dtype)):
+                if depth == len(folded) - 1 and (
+                    clause := _simd_clause(reduction.combine, reduction.dtype)
+                ):
                     lines.append(f"{pad}{clause}")
-                lines.append(f"{pad}for (int64_t {name} = 0; {name} < {self.params.scalar(size)}; ++{name}) {{")
+                lines.append(
+                    f"{pad}for (int64_t {name} = 0; {name} < {self.params.scalar(size)}; ++{name}) {{"
+                )
                 pad += "  "
             printer = BodyPrinter(self.params, self.load, pad)
-            value = cast(self.program.read(source, tuple(i.substitute(values) for i in in_idx)), reduction.dtype)
+            value = cast(
+                self.program.read(source, tuple(i.substitute(values) for i in in_idx)),
+                reduction.dtype,
+            )
             text = printer.value(value)
             lines.extend(printer.lines)
             lines.append(f"{pad}{_accumulate(reduction.combine, text)}")
@@ -203,8 +235,13 @@ class StatementPrinter:
         kept = [(self.program.loop_index(a), layout.atoms.size(a)) for a in statement.kept]
         kept = [(i, size) for i, size in kept if not i.is_const]
         for depth, (name, size) in enumerate(kept):
-            lines.append("  " * depth + f"for (int64_t {name} = 0; {name} < {self.params.scalar(size)}; ++{name}) {{")
-        lines.extend(["  " * len(kept) + "{", *body({}, "  " * (len(kept) + 1)), "  " * len(kept) + "}"])
+            lines.append(
+                "  " * depth
+                + f"for (int64_t {name} = 0; {name} < {self.params.scalar(size)}; ++{name}) {{"
+            )
+        lines.extend(
+            ["  " * len(kept) + "{", *body({}, "  " * (len(kept) + 1)), "  " * len(kept) + "}"]
+        )
         lines.extend("  " * depth + "}" for depth in reversed(range(len(kept))))
         return self.row_loop(lines)
 
@@ -215,12 +252,16 @@ class StatementPrinter:
         k = IntExpr.of(0) if shape[-1] == 1 else _gather_index(shape[-1])
         if lead is None:
             rows = linearize(
-                tuple(self.program.loop_index(a) for a in layout.outer), tuple(layout.atoms.size(a) for a in layout.outer)
+                tuple(self.program.loop_index(a) for a in layout.outer),
+                tuple(layout.atoms.size(a) for a in layout.outer),
             )
             lead = self._lead_index(source, rows)
         printer = BodyPrinter(self.params, self.load, "  ")
         text = printer.value(cast(self.program.read(source, (*lead, k)), "f32"))
-        body = ["SVDQ_VECTORIZE", f"for (int64_t ik = 0; ik < {self.params.scalar(shape[-1])}; ++ik) {{"]
+        body = [
+            "SVDQ_VECTORIZE",
+            f"for (int64_t ik = 0; ik < {self.params.scalar(shape[-1])}; ++ik) {{",
+        ]
         body += [*printer.lines, f"  {name}[r * {stride} + ik] = {text};", "}"]
         return self.row_loop(body)
 
@@ -242,7 +283,9 @@ class StatementPrinter:
         lines = self.gather(source, x, str(stride))
         codes, scale, low = (self._item_pointer(node, i) for i in range(3))
         smooth = self._whole(self.storages[inv_smooth], "read")  # type: ignore[index]
-        template = f"{group}, svdq::ActRange::{RANGES[str(range_name)]}, {'true' if rotated else 'false'}"
+        template = (
+            f"{group}, svdq::ActRange::{RANGES[str(range_name)]}, {'true' if rotated else 'false'}"
+        )
         lines.append(
             f"svdq::quantize_s4<{template}>(rows, {in_features}, {x}, {stride}, {smooth}, {float(shift)!r}f, "  # type: ignore[arg-type]
             f"{x}, {stride}, {codes} + row_begin * {in_features}, "
@@ -260,9 +303,13 @@ class StatementPrinter:
         target, row_stride = f"{low} + row_begin * {rank}", rank
         if rank % 16:
             row_stride = panels * 16
-            target = self._declare_scratch(f"low{len(self.declarations)}", "float", IntExpr.of(row_stride))
-        call = (f"svdq::gemm_wbf16(rows, {in_features}, {x}, {stride}, {weight}, 0, {panels}, {target}, "
-                f"{row_stride}, false);")
+            target = self._declare_scratch(
+                f"low{len(self.declarations)}", "float", IntExpr.of(row_stride)
+            )
+        call = (
+            f"svdq::gemm_wbf16(rows, {in_features}, {x}, {stride}, {weight}, 0, {panels}, {target}, "
+            f"{row_stride}, false);"
+        )
         if rank % 16 == 0:
             return [call]
         copy = f"for (int64_t j = 0; j < {rank}; ++j) {low}[(row_begin + r) * {rank} + j] = {target}[r * {row_stride} + j];"
@@ -296,9 +343,24 @@ def _gather_index(extent: IntExpr) -> IntExpr:
 
 def _identity(combine: str, dtype: str) -> str:
     c_type = value_type(dtype)
-    lowest = f"-std::numeric_limits<{c_type}>::infinity()" if dtype in ("f32", "f64") else f"std::numeric_limits<{c_type}>::lowest()"
-    highest = f"std::numeric_limits<{c_type}>::infinity()" if dtype in ("f32", "f64") else f"std::numeric_limits<{c_type}>::max()"
-    return {"add": "0", "mul": "1", "maximum": lowest, "minimum": highest, "logical_or": "false", "logical_and": "true"}[combine]
+    lowest = (
+        f"-std::numeric_limits<{c_type}>::infinity()"
+        if dtype in ("f32", "f64")
+        else f"std::numeric_limits<{c_type}>::lowest()"
+    )
+    highest = (
+        f"std::numeric_limits<{c_type}>::infinity()"
+        if dtype in ("f32", "f64")
+        else f"std::numeric_limits<{c_type}>::max()"
+    )
+    return {
+        "add": "0",
+        "mul": "1",
+        "maximum": lowest,
+        "minimum": highest,
+        "logical_or": "false",
+        "logical_and": "true",
+    }[combine]
 
 
 def _accumulate(combine: str, text: str) -> str:
@@ -325,4 +387,3 @@ def _mentions(text: str, name: str) -> bool:
 
 def _indent(lines: list[str]) -> list[str]:
     return ["  " + line for line in lines]
-

@@ -1,8 +1,8 @@
 """What each graph op computes, element by element: one file per family, one entry per op."""
 
 from svdqc.compiler.codegen.ops import (
-    arithmetic,
     anchors,
+    arithmetic,
     creation,
     indexing,
     pooling,

@@ -44,13 +44,19 @@ def _comparison(name: str, *targets: str) -> None:
         return Op(name, (lhs, rhs), "bool")
 
 
-for _name in (
-    "abs neg exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh asinh acosh atanh "
-    "tanh erf sigmoid silu relu sqrt rsqrt reciprocal floor ceil trunc round sign"
-).split():
+for _name in ["abs", "neg", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "tanh", "erf", "sigmoid", "silu", "relu", "sqrt", "rsqrt", "reciprocal", "floor", "ceil", "trunc", "round", "sign"]:
     _unary(_name, f"aten.{_name}.default")
 
-for _name in ("mul", "minimum", "maximum", "atan2", "fmod", "bitwise_and", "bitwise_or", "bitwise_xor"):
+for _name in (
+    "mul",
+    "minimum",
+    "maximum",
+    "atan2",
+    "fmod",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+):
     _binary(_name, *(f"aten.{_name}.{o}" for o in ("Tensor", "Scalar", "default")))
 _binary("remainder", "aten.remainder.Tensor", "aten.remainder.Scalar")
 _binary("pow", "aten.pow.Tensor_Tensor", "aten.pow.Scalar")
@@ -169,13 +175,17 @@ def _softplus(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     beta = float(argument(node, 1, "beta", 1.0))
     threshold = float(argument(node, 2, "threshold", 20.0))
     scaled = Op("mul", (x, Const(beta, dtype)), dtype)
-    soft = Op("mul", (Op("log1p", (Op("exp", (scaled,), dtype),), dtype), Const(1 / beta, dtype)), dtype)
+    soft = Op(
+        "mul", (Op("log1p", (Op("exp", (scaled,), dtype),), dtype), Const(1 / beta, dtype)), dtype
+    )
     return cast(where(Op("gt", (scaled, Const(threshold, dtype)), "bool"), x, soft), dtype_of(node))
 
 
 @element_rule("aten.hardtanh.default")
 def _hardtanh(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
-    return _clamp_to(ctx, node, idx, argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0))
+    return _clamp_to(
+        ctx, node, idx, argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
+    )
 
 
 @element_rule("aten.clamp.default", "aten.clamp.Tensor")
@@ -193,9 +203,7 @@ def _clamp_max(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     return _clamp_to(ctx, node, idx, None, node.args[1])
 
 
-def _clamp_to(
-    ctx: ElementContext, node: Node, idx: Index, low: object, high: object
-) -> Scalar:
+def _clamp_to(ctx: ElementContext, node: Node, idx: Index, low: object, high: object) -> Scalar:
     dtype = compute_dtype(dtype_of(node))
     value = ctx.operand(node.args[0], idx, dtype)
     if low is not None:
@@ -209,7 +217,9 @@ def _clamp_to(
 def _where(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     dtype = dtype_of(node)
     condition = ctx.operand(node.args[0], idx, "bool")
-    return where(condition, ctx.operand(node.args[1], idx, dtype), ctx.operand(node.args[2], idx, dtype))
+    return where(
+        condition, ctx.operand(node.args[1], idx, dtype), ctx.operand(node.args[2], idx, dtype)
+    )
 
 
 @element_rule("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")

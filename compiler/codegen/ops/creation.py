@@ -26,13 +26,19 @@ def _scalar_tensor(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
 
 
 @element_rule(
-    "aten.zeros.default", "aten.zeros_like.default", "aten.empty.memory_format", "aten.new_zeros.default", kind="creation"
+    "aten.zeros.default",
+    "aten.zeros_like.default",
+    "aten.empty.memory_format",
+    "aten.new_zeros.default",
+    kind="creation",
 )
 def _zeros(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     return cast(Const(0, "i64"), dtype_of(node))
 
 
-@element_rule("aten.ones.default", "aten.ones_like.default", "aten.new_ones.default", kind="creation")
+@element_rule(
+    "aten.ones.default", "aten.ones_like.default", "aten.new_ones.default", kind="creation"
+)
 def _ones(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     return cast(Const(1, "i64"), dtype_of(node))
 

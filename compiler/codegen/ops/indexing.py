@@ -41,9 +41,7 @@ def indirect_index(value: Scalar, extent: IntExpr) -> IntExpr:
         return IntExpr.of(position) + (extent if position < 0 else 0)
     size = IndexValue(extent)
     zero = Const(0, "i64")
-    wrapped = where(
-        Op("lt", (value, zero), "bool"), Op("add", (value, size), "i64"), value
-    )
+    wrapped = where(Op("lt", (value, zero), "bool"), Op("add", (value, size), "i64"), value)
     # An index outside the tensor must not read outside memory: clamp, as a wrong index has no right answer.
     last = Op("sub", (size, Const(1, "i64")), "i64")
     safe = Op("minimum", (Op("maximum", (wrapped, zero), "i64"), last), "i64")
@@ -112,8 +110,15 @@ def _index(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     return ctx.read(source, tuple(own))  # type: ignore[arg-type]
 
 
-@element_rule("aten.upsample_nearest1d.default", "aten.upsample_nearest2d.default", "aten.upsample_nearest3d.default",
-              "aten.upsample_nearest1d.vec", "aten.upsample_nearest2d.vec", "aten.upsample_nearest3d.vec", kind="view")
+@element_rule(
+    "aten.upsample_nearest1d.default",
+    "aten.upsample_nearest2d.default",
+    "aten.upsample_nearest3d.default",
+    "aten.upsample_nearest1d.vec",
+    "aten.upsample_nearest2d.vec",
+    "aten.upsample_nearest3d.vec",
+    kind="view",
+)
 def _upsample_nearest(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     """floor(i * in / out), in integers: exact where the scale is a ratio of the sizes, as it is for whole factors."""
     source = node.args[0]
@@ -124,8 +129,12 @@ def _upsample_nearest(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     return ctx.read(source, tuple(own))  # type: ignore[arg-type]
 
 
-@element_rule("aten.upsample_bilinear2d.default", "aten.upsample_bilinear2d.vec", "aten.upsample_linear1d.vec",
-              "aten.upsample_linear1d.default")
+@element_rule(
+    "aten.upsample_bilinear2d.default",
+    "aten.upsample_bilinear2d.vec",
+    "aten.upsample_linear1d.vec",
+    "aten.upsample_linear1d.default",
+)
 def _upsample_linear(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     """Linear interpolation along the last one or two axes, with or without aligned corners."""
     source = node.args[0]
@@ -142,11 +151,23 @@ def _upsample_linear(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
         weight = cast(Op("sub", (position, low), "f32"), dtype)
         first = indirect_index(cast(low, "i64"), sizes[axis])
         second = indirect_index(
-            Op("minimum", (Op("add", (cast(low, "i64"), Const(1, "i64")), "i64"),
-                           IndexValue(sizes[axis] - 1)), "i64"), sizes[axis])
+            Op(
+                "minimum",
+                (
+                    Op("add", (cast(low, "i64"), Const(1, "i64")), "i64"),
+                    IndexValue(sizes[axis] - 1),
+                ),
+                "i64",
+            ),
+            sizes[axis],
+        )
         a, b = at(axis + 1, (*prefix, first)), at(axis + 1, (*prefix, second))
         one = Const(1.0, dtype)
-        return Op("add", (Op("mul", (Op("sub", (one, weight), dtype), a), dtype), Op("mul", (weight, b), dtype)), dtype)
+        return Op(
+            "add",
+            (Op("mul", (Op("sub", (one, weight), dtype), a), dtype), Op("mul", (weight, b), dtype)),
+            dtype,
+        )
 
     return cast(at(2, idx[:2]), dtype_of(node))
 
@@ -155,7 +176,9 @@ def _source_position(i: IntExpr, size: IntExpr, out: IntExpr, align: bool) -> Sc
     """The real-valued source coordinate of output element i, clamped at 0 (torch's area_pixel_compute_source_index)."""
     position = cast(IndexValue(i), "f32")
     if align:
-        ratio = Op("div", (cast(IndexValue(size - 1), "f32"), cast(IndexValue(out - 1), "f32")), "f32")
+        ratio = Op(
+            "div", (cast(IndexValue(size - 1), "f32"), cast(IndexValue(out - 1), "f32")), "f32"
+        )
         return Op("mul", (position, ratio), "f32") if out.lower() > 1 else Const(0.0, "f32")
     half = Const(0.5, "f32")
     ratio = Op("div", (cast(IndexValue(size), "f32"), cast(IndexValue(out), "f32")), "f32")

@@ -25,8 +25,15 @@ def _per_axis(value: Any, rank: int, default: list[int]) -> list[int]:
     return values * rank if len(values) == 1 else values
 
 
-def _window(ctx: ElementContext, node: Node, idx: Index, kernel: list[int], stride: list[int],
-            padding: list[int], outside: Scalar) -> tuple[list[Scalar], list[Scalar]]:
+def _window(
+    ctx: ElementContext,
+    node: Node,
+    idx: Index,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    outside: Scalar,
+) -> tuple[list[Scalar], list[Scalar]]:
     """The values under the window of output `idx` and, for each, whether it lies inside the input."""
     source = node.args[0]
     assert isinstance(source, Node)
@@ -41,8 +48,13 @@ def _window(ctx: ElementContext, node: Node, idx: Index, kernel: list[int], stri
             position = idx[lead + a] * stride[a] + offsets[a] - padding[a]
             own[lead + a] = position
             if padding[a]:
-                condition = both(condition, both(compare_index(position, "ge", 0),
-                                                 compare_index(position, "lt", shape[lead + a])))
+                condition = both(
+                    condition,
+                    both(
+                        compare_index(position, "ge", 0),
+                        compare_index(position, "lt", shape[lead + a]),
+                    ),
+                )
         values.append(guarded(condition, cast(ctx.read(source, tuple(own)), dtype), outside))
         insides.append(condition)
     return values, insides

@@ -9,8 +9,15 @@ from torch.fx import Node
 from svdqc.compiler.codegen.ops.registry import argument, compute_dtype, declare, dtype_of
 from svdqc.compiler.ir.symbols import Shape, SymbolTable
 
-_COMBINE = {"sum": "add", "mean": "add", "amax": "maximum", "amin": "minimum", "prod": "mul", "any": "logical_or",
-            "all": "logical_and"}
+_COMBINE = {
+    "sum": "add",
+    "mean": "add",
+    "amax": "maximum",
+    "amin": "minimum",
+    "prod": "mul",
+    "any": "logical_or",
+    "all": "logical_and",
+}
 _TARGETS = {
     "sum": ("aten.sum.dim_IntList", "aten.sum.default"),
     "mean": ("aten.mean.dim", "aten.mean.default"),
@@ -42,13 +49,25 @@ def reduction_of(node: Node, table: SymbolTable) -> Reduction:
     source = node.args[0]
     assert isinstance(source, Node)
     rank = len(table.shape(source))
-    whole = str(node.target) in ("aten.sum.default", "aten.mean.default", "aten.prod.default",
-                                 "aten.any.default", "aten.all.default")
+    whole = str(node.target) in (
+        "aten.sum.default",
+        "aten.mean.default",
+        "aten.prod.default",
+        "aten.any.default",
+        "aten.all.default",
+    )
     dims = None if whole else argument(node, 1, "dim")
-    axes = range(rank) if dims is None or dims == [] else ([dims] if isinstance(dims, int) else dims)
+    axes = (
+        range(rank) if dims is None or dims == [] else ([dims] if isinstance(dims, int) else dims)
+    )
     keepdim = False if whole else bool(argument(node, 2, "keepdim", False))
-    return Reduction(tuple(sorted(int(a) % rank for a in axes)) if rank else (), _COMBINE[name], name == "mean",
-                     keepdim, compute_dtype(dtype_of(node)))
+    return Reduction(
+        tuple(sorted(int(a) % rank for a in axes)) if rank else (),
+        _COMBINE[name],
+        name == "mean",
+        keepdim,
+        compute_dtype(dtype_of(node)),
+    )
 
 
 def kept_axes(reduction: Reduction, source: Shape) -> list[int]:

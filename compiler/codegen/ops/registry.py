@@ -52,9 +52,7 @@ class ElementContext:
         if isinstance(value, Node) and isinstance(value.meta["val"], torch.Tensor):
             shape = self.shape(value)
             aligned = idx[len(idx) - len(shape) :]
-            own = tuple(
-                ZERO if size == 1 else i for size, i in zip(shape, aligned, strict=True)
-            )
+            own = tuple(ZERO if size == 1 else i for size, i in zip(shape, aligned, strict=True))
             return cast(self.read(value, own), dtype)
         if isinstance(value, Node) or isinstance(value, torch.SymInt):
             return cast(IndexValue(self.table.expr(value)), dtype)

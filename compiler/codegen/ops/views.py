@@ -17,7 +17,12 @@ from svdqc.compiler.codegen.scalar import Const, Scalar, both, compare_index, gu
 from svdqc.compiler.ir.intexpr import ONE, ZERO, IntExpr, maximum, minimum
 from svdqc.compiler.ir.symbols import Shape
 
-RESHAPES = ("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.flatten.using_ints")
+RESHAPES = (
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten._unsafe_view.default",
+    "aten.flatten.using_ints",
+)
 
 
 def linearize(idx: Index, shape: Shape) -> IntExpr:
@@ -114,7 +119,11 @@ def _t(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
 
 
 @element_rule(
-    "aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default", "svdq.barrier.default", kind="view"
+    "aten.alias.default",
+    "aten.detach.default",
+    "aten.lift_fresh_copy.default",
+    "svdq.barrier.default",
+    kind="view",
 )
 def _alias(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     return ctx.read(_node(node.args[0]), idx)
@@ -186,7 +195,9 @@ def _cat(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
         if idx[axis].lower() >= end.upper() or idx[axis].upper() < start.lower():
             continue
         own = idx[:axis] + (idx[axis] - start,) + idx[axis + 1 :]
-        branches.append((compare_index(idx[axis], "lt", end), ctx.operand(piece, own, dtype_of(node))))
+        branches.append(
+            (compare_index(idx[axis], "lt", end), ctx.operand(piece, own, dtype_of(node)))
+        )
     for inside, value in reversed(branches):
         result = value if result is None else guarded(inside, value, result)
     assert result is not None, f"{node}: concatenation of nothing"
@@ -213,7 +224,10 @@ def _constant_pad(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     for pair in range(len(node.args[1]) // 2):  # type: ignore[arg-type]
         axis = len(shape) - 1 - pair
         own[axis] = idx[axis] - ctx.size(node.args[1][2 * pair])  # type: ignore[index,arg-type]
-        inside = both(inside, both(compare_index(own[axis], "ge", 0), compare_index(own[axis], "lt", shape[axis])))
+        inside = both(
+            inside,
+            both(compare_index(own[axis], "ge", 0), compare_index(own[axis], "lt", shape[axis])),
+        )
     return guarded(inside, ctx.read(source, tuple(own)), value)
 
 
@@ -251,23 +265,35 @@ def _slice_scatter(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     size = ctx.shape(node)[axis]
     start, end = argument(node, 3, "start"), argument(node, 4, "end")
     step = ctx.size(argument(node, 5, "step", 1))
-    first = ZERO if start is None else maximum(minimum(_from_end(ctx.size(start), size), size), ZERO)
+    first = (
+        ZERO if start is None else maximum(minimum(_from_end(ctx.size(start), size), size), ZERO)
+    )
     last = size if end is None else maximum(minimum(_from_end(ctx.size(end), size), size), ZERO)
     offset = idx[axis] - first
     inside = both(compare_index(idx[axis], "ge", first), compare_index(idx[axis], "lt", last))
     if step != 1:
         inside = both(inside, compare_index(ONE - minimum(offset % step, ONE), "ge", 1))
     own = idx[:axis] + (offset // step,) + idx[axis + 1 :]
-    return guarded(inside, ctx.operand(node.args[1], own, dtype_of(node)), ctx.operand(node.args[0], idx, dtype_of(node)))
+    return guarded(
+        inside,
+        ctx.operand(node.args[1], own, dtype_of(node)),
+        ctx.operand(node.args[0], idx, dtype_of(node)),
+    )
 
 
 @element_rule("aten.select_scatter.default", kind="view")
 def _select_scatter(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     axis = int(node.args[2]) % len(idx)  # type: ignore[arg-type]
     position = _from_end(ctx.size(node.args[3]), ctx.shape(node)[axis])  # type: ignore[arg-type]
-    chosen = both(compare_index(idx[axis], "ge", position), compare_index(idx[axis], "lt", position + 1))
+    chosen = both(
+        compare_index(idx[axis], "ge", position), compare_index(idx[axis], "lt", position + 1)
+    )
     own = idx[:axis] + idx[axis + 1 :]
-    return guarded(chosen, ctx.operand(node.args[1], own, dtype_of(node)), ctx.operand(node.args[0], idx, dtype_of(node)))
+    return guarded(
+        chosen,
+        ctx.operand(node.args[1], own, dtype_of(node)),
+        ctx.operand(node.args[0], idx, dtype_of(node)),
+    )
 
 
 def _from_end(position: IntExpr, size: IntExpr) -> IntExpr:
