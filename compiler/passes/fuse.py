@@ -30,7 +30,7 @@ from svdqc.compiler.ir.symbols import SymbolTable
 CONCAT = "svdq.concat.default"
 FEW_ROWS = 64
 """Up to so many rows a linear is bound by reading its weight, and is split along its columns instead."""
-LARGE_WEIGHT = 1 << 18
+LARGE_WEIGHT = 1 << 20
 ENOUGH_ROWS = 16
 SMALL_VALUE = 4096
 """Below so many elements a launch costs more than a second thread brings."""
