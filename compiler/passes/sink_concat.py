@@ -201,21 +201,23 @@ def _split_reshape(rw: Rewriter, node: Node, lead: _Split, shape: list[Any]) -> 
     before = _product(sizes[: lead.axis])
     for axis, size in enumerate(out):
         if _product(out[:axis]) == before and size == sizes[lead.axis]:
+            if axis > 0 and not isinstance(out[0], int) and not _keeps_first(lead, out[0]):
+                return None
             parts = [
-                rw.call(
-                    aten.reshape.default, p, [*_sizes(rw, node, out, axis), n, *out[axis + 1 :]]
-                )
+                rw.call(aten.reshape.default, p, [*_sizes(rw, p, out, axis), n, *out[axis + 1 :]])
                 for p, n in zip(lead.parts, lead.sizes, strict=True)
             ]
             return _Split(parts, axis)
     return None
 
 
-def _sizes(rw: Rewriter, node: Node, out: list[Any], axis: int) -> list[Any]:
-    return [
-        s if isinstance(s, int) else rw.call(aten.sym_size.int, node, a)
-        for a, s in enumerate(out[:axis])
-    ]
+def _keeps_first(lead: _Split, size: Any) -> bool:
+    return lead.axis > 0 and all(str(p.meta["val"].shape[0]) == str(size) for p in lead.parts)
+
+
+def _sizes(rw: Rewriter, part: Node, out: list[Any], axis: int) -> list[Any]:
+    """out[:axis]; only the first may be symbolic, and then it is the part's own."""
+    return [s if isinstance(s, int) else rw.call(aten.sym_size.int, part, 0) for s in out[:axis]]
 
 
 def _product(sizes: list[Any]) -> Any:
