@@ -111,6 +111,8 @@ def _tile(printer: StatementPrinter, block: Block, out_features: int) -> tuple[s
     """Scratch for the anchor's result; returns its declaration and row stride."""
     width = block.columns or out_features
     ldo = -(-width // 16) * 16
+    if ldo % 256 == 0:
+        ldo += 16  # rows a power of two apart would share cache sets
     offset = printer.scratch.take(IntExpr.of(ldo * block.rows * 4))
     printer.tile = ("tile", str(ldo), "col_begin" if block.columns else "0")
     return (

@@ -72,12 +72,16 @@ struct StoredF16 {
   static float load(uint16_t x) { return f16_to_f32(x); }
 };
 
-// Each of `rows` rows of tile becomes values[0, count), and zeros up to the end of the last panel.
+// Panels [panel, end) of `rows` rows become the bias, zero from column `count` on. `to` is panel's first column.
+// Vectors are stored whole, since a following load of 16 lanes cannot be forwarded from narrower stores.
 template <class S>
-SVDQ_INLINE void fill_rows(int64_t rows, int64_t count, const typename S::Type* values, float* tile, int64_t ld) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t j = 0; j < count; ++j) tile[r * ld + j] = S::load(values[j]);
-    for (int64_t j = count; j < round_up(count, 16); ++j) tile[r * ld + j] = 0.0f;
+SVDQ_INLINE void fill_panels(int64_t rows, int64_t panel, int64_t end, int64_t count, const typename S::Type* bias,
+                             float* to, int64_t ld) {
+  for (int64_t p = panel; p < end; ++p) {
+    alignas(64) float values[16];
+    for (int64_t j = 0; j < 16; ++j) values[j] = p * 16 + j < count ? S::load(bias[p * 16 + j]) : 0.0f;
+    const f32x16 whole = load(values);
+    for (int64_t r = 0; r < rows; ++r) store(to + r * ld + (p - panel) * 16, whole);
   }
 }
 
