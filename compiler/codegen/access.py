@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from svdqc.compiler.codegen.ops.indexing import forget_indirects
 from svdqc.compiler.codegen.ops.registry import ElementContext, Index, rule_of
 from svdqc.compiler.codegen.scalar import DTYPE_NAMES, Load, Scalar
 from svdqc.compiler.ir.intexpr import IntExpr, index
@@ -51,7 +50,6 @@ class AccessMaps:
             found.append(Access(operand, idx))
             return Load(operand, idx, DTYPE_NAMES[operand.meta["val"].dtype])
 
-        forget_indirects()
         rule.element(ElementContext(self.table, read), node, output_index(self.table.shape(node)))
         return tuple(found)
 

@@ -120,10 +120,9 @@ def _channels_last(graph: object) -> set[Node]:
         changed = False
         for node in nodes:
             rule = rule_of(node)
-            same = (
-                (rule is not None
-                and rule.kind == "pointwise")
-                or node.target in (ops.copy, ops.concat)
+            same = (rule is not None and rule.kind == "pointwise") or node.target in (
+                ops.copy,
+                ops.concat,
             )
             if not same:
                 continue

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from svdqc.compiler.codegen.access import AccessMaps
+from svdqc.compiler.codegen.indirect import Indirects
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.reductions import Reduction, reduction_of
 from svdqc.compiler.codegen.ops.registry import ElementContext, Index, rule_of
@@ -22,7 +23,39 @@ from svdqc.compiler.ir.intexpr import ZERO, IntExpr, index
 from svdqc.compiler.ir.symbols import SymbolTable
 
 COSTLY = frozenset(
-    ["exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "tanh", "erf", "sigmoid", "silu", "gelu", "pow", "sqrt", "rsqrt", "atan", "atan2", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "softplus", "elu", "div", "reciprocal"]
+    [
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log1p",
+        "log2",
+        "log10",
+        "sin",
+        "cos",
+        "tan",
+        "tanh",
+        "erf",
+        "sigmoid",
+        "silu",
+        "gelu",
+        "pow",
+        "sqrt",
+        "rsqrt",
+        "atan",
+        "atan2",
+        "asin",
+        "acos",
+        "sinh",
+        "cosh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "softplus",
+        "elu",
+        "div",
+        "reciprocal",
+    ]
 )
 
 
@@ -64,6 +97,7 @@ class RowProgram:
     before: list[Statement] = field(default_factory=list)
     after: list[Statement] = field(default_factory=list)
     resident: list[Node] = field(default_factory=list)
+    indirects: Indirects = field(default_factory=Indirects)
 
     @property
     def table(self) -> SymbolTable:
@@ -83,7 +117,7 @@ class RowProgram:
             return self.read(node, idx)
         rule = rule_of(node)
         assert rule is not None and rule.element is not None, f"{node}: no element rule"
-        return rule.element(ElementContext(self.table, self.read), node, idx)
+        return rule.element(ElementContext(self.table, self.read, self.indirects), node, idx)
 
     def lives(self, node: Node) -> bool:
         """Whether a value can be loaded: it is resident or stored here, or comes from outside the region."""

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 
 from svdqc.compiler.codegen.cpu.params import C_TYPES, Params
-from svdqc.compiler.codegen.ops.indexing import definition_of
+from svdqc.compiler.codegen.indirect import Indirects
 from svdqc.compiler.codegen.scalar import FLOATS, Const, IndexValue, Load, Op, Scalar
-from svdqc.compiler.ir.intexpr import Apply, IntExpr
+from svdqc.compiler.ir.intexpr import IntExpr
 
 _INFIX = {
     "add": "+",
@@ -36,8 +36,10 @@ LoadPrinter = Callable[[Load], str]
 class BodyPrinter:
     """Prints values into a list of C++ lines. `load` gives the C text of a load's address."""
 
-    def __init__(self, params: Params, load: LoadPrinter, indent: str) -> None:
-        self.params, self.load, self.indent = params, load, indent
+    def __init__(
+        self, params: Params, load: LoadPrinter, indirects: Indirects, indent: str
+    ) -> None:
+        self.params, self.load, self.indirects, self.indent = params, load, indirects, indent
         self.lines: list[str] = []
         self._names: dict[Scalar, str] = {}
         self._indices: set[str] = set()
@@ -61,8 +63,9 @@ class BodyPrinter:
     def define_indirects(self, expr: IntExpr) -> None:
         """Declare the loaded indices that an index expression uses."""
         for symbol in sorted(expr.symbols(), key=lambda s: s.name):
-            if symbol.name.startswith("ind") and symbol.name not in self._indices:
-                text = self.value(definition_of(symbol.name).value)
+            definition = self.indirects.definition(symbol.name)
+            if definition is not None and symbol.name not in self._indices:
+                text = self.value(definition)
                 self.lines.append(f"{self.indent}const int64_t {symbol.name} = {text};")
                 self._indices.add(symbol.name)
 
@@ -94,7 +97,7 @@ class BodyPrinter:
         self.lines.append(f"{self.indent}{value_type(op.dtype)} {name};")
         for keyword, side in ((f"if ({condition}) {{", op.args[1]), ("} else {", op.args[2])):
             self.lines.append(f"{self.indent}{keyword}")
-            inner = BodyPrinter(self.params, self.load, self.indent + "  ")
+            inner = BodyPrinter(self.params, self.load, self.indirects, self.indent + "  ")
             inner._names, inner._indices, inner._counter = (
                 dict(self._names),
                 set(self._indices),
@@ -163,6 +166,3 @@ def _cast(text: str, source: str, target: str) -> str:
     if target == "bool":
         return f"{text} != 0"
     return f"static_cast<{value_type(target)}>({text})"
-
-
-assert Apply

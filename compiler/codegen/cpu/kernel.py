@@ -12,7 +12,6 @@ from svdqc.compiler.codegen.cpu.params import BufferParam, Params
 from svdqc.compiler.codegen.cpu.statements import Scratch, StatementPrinter
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.naming import kernel_stem
-from svdqc.compiler.codegen.ops.indexing import forget_indirects
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import build_row_program
 from svdqc.compiler.codegen.templates import render
@@ -36,7 +35,6 @@ class Kernel:
 
 def generate(region: Region, maps: AccessMaps, storages: Memory) -> Kernel:
     """Render the kernel of one region. `storages` has every stored value, input and weight it touches."""
-    forget_indirects()
     program = build_row_program(region, maps)
     params, scratch = Params(), Scratch()
     block = anchor_blocks.plan_block(program)

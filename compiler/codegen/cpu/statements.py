@@ -138,7 +138,7 @@ class StatementPrinter:
 
         def body(values: Mapping[str, IntExpr | int], indent: str) -> list[str]:
             own = tuple(i.substitute(values) for i in idx)
-            printer = BodyPrinter(self.params, self.load, indent)
+            printer = BodyPrinter(self.params, self.load, self.program.indirects, indent)
             text = printer.value(self.program.element(node, own))
             return printer.lines + [indent + line for line in self._writes(node, own, text)]
 
@@ -215,7 +215,7 @@ class StatementPrinter:
                     f"{pad}for (int64_t {name} = 0; {name} < {self.params.scalar(size)}; ++{name}) {{"
                 )
                 pad += "  "
-            printer = BodyPrinter(self.params, self.load, pad)
+            printer = BodyPrinter(self.params, self.load, self.program.indirects, pad)
             value = cast(
                 self.program.read(source, tuple(i.substitute(values) for i in in_idx)),
                 reduction.dtype,
@@ -256,7 +256,7 @@ class StatementPrinter:
                 tuple(layout.atoms.size(a) for a in layout.outer),
             )
             lead = self._lead_index(source, rows)
-        printer = BodyPrinter(self.params, self.load, "  ")
+        printer = BodyPrinter(self.params, self.load, self.program.indirects, "  ")
         text = printer.value(cast(self.program.read(source, (*lead, k)), "f32"))
         body = [
             "SVDQ_VECTORIZE",

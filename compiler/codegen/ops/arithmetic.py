@@ -44,7 +44,41 @@ def _comparison(name: str, *targets: str) -> None:
         return Op(name, (lhs, rhs), "bool")
 
 
-for _name in ["abs", "neg", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "tanh", "erf", "sigmoid", "silu", "relu", "sqrt", "rsqrt", "reciprocal", "floor", "ceil", "trunc", "round", "sign"]:
+for _name in [
+    "abs",
+    "neg",
+    "exp",
+    "exp2",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "sin",
+    "cos",
+    "tan",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "asinh",
+    "acosh",
+    "atanh",
+    "tanh",
+    "erf",
+    "sigmoid",
+    "silu",
+    "relu",
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "floor",
+    "ceil",
+    "trunc",
+    "round",
+    "sign",
+]:
     _unary(_name, f"aten.{_name}.default")
 
 for _name in (

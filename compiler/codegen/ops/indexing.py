@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.fx import Node
 
 from svdqc.compiler.codegen.ops.registry import (
@@ -18,48 +17,11 @@ from svdqc.compiler.codegen.ops.registry import (
 from svdqc.compiler.codegen.scalar import (
     Const,
     IndexValue,
-    Indirect,
-    Load,
     Op,
     Scalar,
     cast,
-    where,
 )
-from svdqc.compiler.ir.intexpr import IntExpr, Sym
-
-
-def indirect_index(value: Scalar, extent: IntExpr) -> IntExpr:
-    """An index expression that stands for a loaded integer; negative values count from the end.
-
-    The printer finds the defining scalar through the symbol's name in `INDIRECT`.
-    """
-    value = cast(value, "i64")
-    if isinstance(value, IndexValue):
-        return value.expr
-    if isinstance(value, Const):
-        position = int(value.value)
-        return IntExpr.of(position) + (extent if position < 0 else 0)
-    size = IndexValue(extent)
-    zero = Const(0, "i64")
-    wrapped = where(Op("lt", (value, zero), "bool"), Op("add", (value, size), "i64"), value)
-    # An index outside the tensor must not read outside memory: clamp, as a wrong index has no right answer.
-    last = Op("sub", (size, Const(1, "i64")), "i64")
-    safe = Op("minimum", (Op("maximum", (wrapped, zero), "i64"), last), "i64")
-    indirect = _INDIRECT.setdefault(safe, Indirect(f"ind{len(_INDIRECT)}", safe, extent))
-    return IntExpr({(Sym(indirect.name, 0, max(extent.upper() - 1, 0), extent),): 1})
-
-
-_INDIRECT: dict[Scalar, Indirect] = {}
-
-
-def definition_of(name: str) -> Indirect:
-    """The indirect index behind a symbol name."""
-    return next(i for i in _INDIRECT.values() if i.name == name)
-
-
-def forget_indirects() -> None:
-    """Start a fresh region: names are per region, so that equal regions print equal text."""
-    _INDIRECT.clear()
+from svdqc.compiler.ir.intexpr import IntExpr
 
 
 def _tensor_at(ctx: ElementContext, value: Any, idx: Index) -> Scalar:
@@ -70,21 +32,23 @@ def _tensor_at(ctx: ElementContext, value: Any, idx: Index) -> Scalar:
 def _embedding(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     weight, indices = node.args[0], node.args[1]
     rows = ctx.shape(weight)[0]  # type: ignore[arg-type]
-    row = indirect_index(_tensor_at(ctx, indices, idx[:-1]), rows)
+    row = ctx.indirects.index(_tensor_at(ctx, indices, idx[:-1]), rows)
     return ctx.read(weight, (row, idx[-1]))  # type: ignore[arg-type]
 
 
 @element_rule("aten.index_select.default")
 def _index_select(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     source, axis = node.args[0], int(node.args[1]) % len(idx)  # type: ignore[arg-type]
-    chosen = indirect_index(_tensor_at(ctx, node.args[2], (idx[axis],)), ctx.shape(source)[axis])  # type: ignore[arg-type]
+    chosen = ctx.indirects.index(
+        _tensor_at(ctx, node.args[2], (idx[axis],)), ctx.shape(source)[axis]
+    )  # type: ignore[arg-type]
     return ctx.read(source, idx[:axis] + (chosen,) + idx[axis + 1 :])  # type: ignore[arg-type]
 
 
 @element_rule("aten.gather.default")
 def _gather(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     source, axis = node.args[0], int(node.args[1]) % len(idx)  # type: ignore[arg-type]
-    chosen = indirect_index(_tensor_at(ctx, node.args[2], idx), ctx.shape(source)[axis])  # type: ignore[arg-type]
+    chosen = ctx.indirects.index(_tensor_at(ctx, node.args[2], idx), ctx.shape(source)[axis])  # type: ignore[arg-type]
     return ctx.read(source, idx[:axis] + (chosen,) + idx[axis + 1 :])  # type: ignore[arg-type]
 
 
@@ -106,7 +70,7 @@ def _index(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
         if index_node is None:
             own.append(next(rest))
         else:
-            own.append(indirect_index(_tensor_at(ctx, index_node, shared), shape[axis]))
+            own.append(ctx.indirects.index(_tensor_at(ctx, index_node, shared), shape[axis]))
     return ctx.read(source, tuple(own))  # type: ignore[arg-type]
 
 
@@ -149,8 +113,8 @@ def _upsample_linear(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
         position = _source_position(idx[axis], sizes[axis], outs[axis], align)
         low = Op("floor", (position,), "f32")
         weight = cast(Op("sub", (position, low), "f32"), dtype)
-        first = indirect_index(cast(low, "i64"), sizes[axis])
-        second = indirect_index(
+        first = ctx.indirects.index(cast(low, "i64"), sizes[axis])
+        second = ctx.indirects.index(
             Op(
                 "minimum",
                 (
@@ -184,6 +148,3 @@ def _source_position(i: IntExpr, size: IntExpr, out: IntExpr, align: bool) -> Sc
     ratio = Op("div", (cast(IndexValue(size), "f32"), cast(IndexValue(out), "f32")), "f32")
     centre = Op("mul", (Op("add", (position, half), "f32"), ratio), "f32")
     return Op("maximum", (Op("sub", (centre, half), "f32"), Const(0.0, "f32")), "f32")
-
-
-assert torch and Load  # re-exported types used by annotations

@@ -8,12 +8,13 @@ kernels of their own around which regions grow.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch.fx import Node
 
+from svdqc.compiler.codegen.indirect import Indirects
 from svdqc.compiler.codegen.scalar import (
     DTYPE_NAMES,
     FLOATS,
@@ -40,6 +41,7 @@ class ElementContext:
 
     table: SymbolTable
     read: Reader
+    indirects: Indirects = field(default_factory=Indirects)
 
     def shape(self, node: Node) -> Shape:
         return self.table.shape(node)
