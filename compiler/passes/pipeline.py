@@ -9,6 +9,7 @@ from svdqc.compiler.passes.base import Pass, PassReport
 from svdqc.compiler.passes.decompose import decompose
 from svdqc.compiler.passes.materialize import materialize
 from svdqc.compiler.passes.merge_linears import merge_linears
+from svdqc.compiler.passes.raise_patterns import raise_patterns
 from svdqc.compiler.passes.simplify import simplify
 from svdqc.compiler.passes.sink_concat import sink_concat
 from svdqc.compiler.passes.widen import widen
@@ -16,6 +17,7 @@ from svdqc.compiler.passes.widen import widen
 # canonical: what quantization works on
 CANONICALIZE: tuple[Pass, ...] = (
     simplify,  # no identities, no equal ops, constants folded
+    raise_patterns,  # attention, gelu, silu and biased linears are ops again
     decompose,  # norms, softmax and splits are reductions, pointwise ops and slices
     widen,  # activations are float32
     simplify,
