@@ -36,6 +36,14 @@ class Storage:
         return position
 
     @property
+    def extent(self) -> IntExpr:
+        """How far the last element reaches from the first, in elements."""
+        last = ONE
+        for size, stride in zip(self.shape, self.strides, strict=True):
+            last = last + (size - 1) * stride
+        return last
+
+    @property
     def item_bytes(self) -> int:
         return ITEM_BYTES[self.dtype]
 

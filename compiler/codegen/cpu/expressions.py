@@ -34,7 +34,7 @@ LoadPrinter = Callable[[Load], str]
 
 
 class BodyPrinter:
-    """Prints values into a list of C++ lines. `load` gives the C text of a load's address."""
+    """Prints values into a list of C++ lines. `load` gives the C text of a loaded value (`value_type`)."""
 
     def __init__(
         self, params: Params, load: LoadPrinter, indirects: Indirects, indent: str
@@ -73,7 +73,7 @@ class BodyPrinter:
         if isinstance(scalar, Load):
             for i in scalar.idx:
                 self.define_indirects(i)
-            return _widened(self.load(scalar), scalar.dtype)
+            return self.load(scalar)
         assert isinstance(scalar, Op), scalar
         if scalar.name == "cast":
             return _cast(self.value(scalar.args[0]), scalar.args[0].dtype, scalar.dtype)
@@ -141,7 +141,8 @@ def literal(const: Const) -> str:
     return f"static_cast<{C_TYPES[const.dtype]}>({int(value)}LL)"
 
 
-def _widened(text: str, dtype: str) -> str:
+def widened(text: str, dtype: str) -> str:
+    """The C text of a value computed with, from one that lies in memory as this dtype."""
     if dtype == "bf16":
         return f"svdq::bf16_to_f32({text})"
     if dtype == "f16":

@@ -7,7 +7,7 @@ from itertools import product
 
 from torch.fx import Node
 
-from svdqc.compiler.codegen.cpu.expressions import BodyPrinter, narrowed, value_type
+from svdqc.compiler.codegen.cpu.expressions import BodyPrinter, narrowed, value_type, widened
 from svdqc.compiler.codegen.cpu.params import Params, largest
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.ops.registry import Index, dtype_of
@@ -15,7 +15,7 @@ from svdqc.compiler.codegen.ops.views import delinearize, linearize
 from svdqc.compiler.codegen.rowprogram import Compute, Quantize, Reduce, RowProgram, Statement
 from svdqc.compiler.codegen.scalar import ITEM_BYTES, Load, cast
 from svdqc.compiler.codegen.storage import Storage
-from svdqc.compiler.ir.intexpr import ZERO, IntExpr, prod
+from svdqc.compiler.ir.intexpr import ZERO, IntExpr, minimum, prod
 
 UNROLL = 4
 """An innermost loop of at most so many iterations is written out, so that its indices are constants."""
@@ -72,7 +72,7 @@ class StatementPrinter:
     # ---- addresses
 
     def load(self, load: Load) -> str:
-        """The C text of a load's memory cell."""
+        """The C text of a loaded value; scratch and tiles hold values as they are computed with."""
         node, region = load.source, self.program.region
         if node is region.anchor and self.tile is not None:
             name, stride, first = self.tile
@@ -84,16 +84,15 @@ class StatementPrinter:
             return f"{self._scratch_names[node]}[r * {stride} + {self.params.integer(position)}]"
         if node in region.stored:
             self.program.inner_position(node, load.idx)  # proves that the row is the current one
-        return self._cell(
-            self.storages[node], load.idx, "update" if node in region.stored else "read"
-        )
+        storage, access = self.storages[node], "update" if node in region.stored else "read"
+        return widened(self._cell(storage, load.idx, access), storage.dtype)
 
     def _cell(self, storage: Storage, idx: Index, access: str) -> str:
         address = storage.address(idx) - storage.offset
-        reach = largest(address)
-        name = self.params.buffer(
-            storage, "write" if access == "update" else access, None if reach is None else reach + 1
-        )
+        last = largest(address)
+        # A guarded load (padding) is addressed past the end but not executed there.
+        reach = None if last is None else minimum(last + 1, storage.extent)
+        name = self.params.buffer(storage, "write" if access == "update" else access, reach)
         return f"{name}[{self.params.integer(address)}]"
 
     # ---- statements
@@ -166,7 +165,7 @@ class StatementPrinter:
         while (
             loops
             and (count := loops[-1][1].as_int()) is not None
-            and count <= UNROLL
+            and 0 < count <= UNROLL  # an empty value is still named
             and columns is None
         ):
             name, _ = loops.pop()

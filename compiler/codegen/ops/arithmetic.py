@@ -16,7 +16,7 @@ from svdqc.compiler.codegen.ops.registry import (
     element_rule,
     promoted,
 )
-from svdqc.compiler.codegen.scalar import Const, Op, Scalar, cast, where
+from svdqc.compiler.codegen.scalar import FLOATS, Const, Op, Scalar, cast, where
 
 
 def _unary(name: str, *targets: str) -> None:
@@ -81,17 +81,12 @@ for _name in [
 ]:
     _unary(_name, f"aten.{_name}.default")
 
-for _name in (
-    "mul",
-    "minimum",
-    "maximum",
-    "atan2",
-    "fmod",
-    "bitwise_and",
-    "bitwise_or",
-    "bitwise_xor",
-):
-    _binary(_name, *(f"aten.{_name}.{o}" for o in ("Tensor", "Scalar", "default")))
+_binary("mul", "aten.mul.Tensor", "aten.mul.Scalar")
+_binary("fmod", "aten.fmod.Tensor", "aten.fmod.Scalar")
+for _name in ("minimum", "maximum", "atan2"):
+    _binary(_name, f"aten.{_name}.default")
+for _name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
+    _binary(_name, f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")
 _binary("remainder", "aten.remainder.Tensor", "aten.remainder.Scalar")
 _binary("pow", "aten.pow.Tensor_Tensor", "aten.pow.Scalar")
 
@@ -290,10 +285,13 @@ def _float_test(target: str, build: Callable[[Scalar], Scalar]) -> None:
 
 
 _float_test("aten.isnan.default", lambda x: Op("ne", (x, x), "bool"))
-_float_test(
-    "aten.isinf.default",
-    lambda x: Op("eq", (Op("abs", (x,), x.dtype), Const(math.inf, x.dtype)), "bool"),
-)
+def _is_infinite(x: Scalar) -> Scalar:
+    if x.dtype not in FLOATS:
+        return Const(False, "bool")
+    return Op("eq", (Op("abs", (x,), x.dtype), Const(math.inf, x.dtype)), "bool")
+
+
+_float_test("aten.isinf.default", _is_infinite)
 
 
 @element_rule("aten._to_copy.default", "aten.to.dtype", "prims.convert_element_type.default")

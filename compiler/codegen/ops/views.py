@@ -14,7 +14,7 @@ from svdqc.compiler.codegen.ops.registry import (
     element_rule,
 )
 from svdqc.compiler.codegen.scalar import Const, Scalar, both, compare_index, guarded
-from svdqc.compiler.ir.intexpr import ONE, ZERO, IntExpr, maximum, minimum
+from svdqc.compiler.ir.intexpr import ONE, ZERO, IntExpr, maximum, minimum, prod
 from svdqc.compiler.ir.symbols import Shape
 
 RESHAPES = (
@@ -122,7 +122,6 @@ def _t(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     "aten.alias.default",
     "aten.detach.default",
     "aten.lift_fresh_copy.default",
-    "svdq.barrier.default",
     kind="view",
 )
 def _alias(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
@@ -179,8 +178,9 @@ def _slice(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
 @element_rule("aten.narrow.default", kind="view")
 def _narrow(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     axis = int(node.args[1]) % len(idx)  # type: ignore[arg-type]
-    own = idx[:axis] + (idx[axis] + ctx.size(node.args[2]),) + idx[axis + 1 :]  # type: ignore[arg-type]
-    return ctx.read(_node(node.args[0]), own)
+    source = _node(node.args[0])
+    first = _from_end(ctx.size(node.args[2]), ctx.shape(source)[axis])
+    return ctx.read(source, idx[:axis] + (idx[axis] + first,) + idx[axis + 1 :])
 
 
 @element_rule("aten.cat.default", kind="view")
@@ -245,7 +245,13 @@ def _flip(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
 def _roll(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     source = _node(node.args[0])
     shape, own = ctx.shape(source), list(idx)
-    for shift, axis in zip(node.args[1], argument(node, 2, "dims"), strict=True):  # type: ignore[arg-type]
+    axes = argument(node, 2, "dims", [])
+    if not axes:  # the flattened tensor is rolled
+        total = prod(shape)
+        (shift,) = node.args[1]  # type: ignore[misc,union-attr]
+        position = (linearize(idx, shape) - ctx.size(shift) % total + total) % total
+        return ctx.read(source, delinearize(position, shape))
+    for shift, axis in zip(node.args[1], axes, strict=True):  # type: ignore[arg-type]
         a = int(axis) % len(shape)
         own[a] = (idx[a] - ctx.size(shift) + shape[a]) % shape[a]  # type: ignore[arg-type]
     return ctx.read(source, tuple(own))
