@@ -1,0 +1,87 @@
+"""Packed weights: what comes back is what went in, and the size is known in advance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from svdqc.compiler.targets.cpu_layouts import UnpackableWeight
+from svdqc.compiler.targets.cpu_layouts_f32 import UnpackableFloatWeight
+from svdqc.compiler.targets.layouts import conv_layout, pack, packed_bytes, unpack
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def weight(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def codes(out_features: int, in_features: int) -> Tensor:
+    generator = torch.Generator().manual_seed(out_features)
+    return torch.randint(-8, 8, (out_features, in_features), generator=generator, dtype=torch.int8)
+
+
+CASES = [
+    *(("row_major", weight(5, 7, dtype=d)) for d in FLOATS),
+    ("row_major", torch.arange(7)),
+    *(("gemm_n16", weight(n, 24, dtype=d)) for d in FLOATS for n in (1, 15, 16, 17)),
+    *(("conv_n16_g1", weight(n, 3, 3, 3, dtype=d)) for d in FLOATS for n in (1, 16, 17)),
+    ("conv_n16_g1", weight(17, 3, 5)),
+    ("conv_n16_g1", weight(17, 3, 2, 3, 2)),
+    ("conv_n16_g4", weight(20, 3, 3, 3)),
+    ("conv_n16_g1_t", weight(6, 17, 2, 2)),
+    ("conv_n16_g2_t", weight(6, 17, 2, 2)),
+    ("depthwise", weight(17, 1, 3, 3)),
+    ("depthwise", weight(16, 1, 5, dtype=torch.bfloat16)),
+    *(("s4_n16k4", codes(n, 64)) for n in (1, 15, 16, 17)),
+    *(("bf16_scale_n16", weight(n, 3, dtype=torch.bfloat16)) for n in (1, 16, 17)),
+    ("bf16_scale_n16", weight(17, 1, dtype=torch.bfloat16).float()),
+]
+
+
+@pytest.mark.parametrize(
+    ("layout", "tensor"),
+    CASES,
+    ids=[f"{n}-{'x'.join(map(str, t.shape))}-{str(t.dtype)[6:]}" for n, t in CASES],
+)
+def test_round_trip(layout: str, tensor: Tensor) -> None:
+    packed = pack(layout, tensor)
+    size = packed_bytes(layout, tuple(tensor.shape), tensor.dtype)
+    assert packed.numel() * packed.element_size() == size
+    back = unpack(layout, packed, tuple(tensor.shape), tensor.dtype)
+    assert back.shape == tensor.shape
+    assert torch.equal(back.to(tensor.dtype), tensor)
+
+
+def test_s4__all_codes_minus_8() -> None:
+    lowest = torch.full((16, 64), -8, dtype=torch.int8)
+    assert int(pack("s4_n16k4", lowest).max()) == 0
+
+
+def test_s4__rejects_a_ninth_bit() -> None:
+    with pytest.raises(UnpackableWeight, match="4-bit codes"):
+        pack("s4_n16k4", torch.full((16, 64), 8, dtype=torch.int8))
+
+
+def test_s4__rejects_odd_k() -> None:
+    with pytest.raises(UnpackableWeight, match="multiple of 8"):
+        pack("s4_n16k4", codes(16, 60))
+
+
+def test_scale__rejects_more_bits_than_bf16() -> None:
+    with pytest.raises(UnpackableWeight, match="bfloat16"):
+        pack("bf16_scale_n16", torch.full((16, 2), 1.001))
+
+
+def test_conv__rejects_groups_that_do_not_divide() -> None:
+    with pytest.raises(UnpackableFloatWeight, match="groups=3"):
+        pack("conv_n16_g3", weight(16, 3, 3, 3))
+
+
+def test_names() -> None:
+    assert conv_layout(4, False) == "conv_n16_g4"
+    assert conv_layout(1, True) == "conv_n16_g1_t"
+    with pytest.raises(AssertionError, match="no layout 'gemm_n8'"):
+        pack("gemm_n8", weight(4, 4))
