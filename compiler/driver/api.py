@@ -87,6 +87,7 @@ def compile(
     dynamic: str | Mapping[str, Any] | None = None,
     jobs: int = 0,
     progress: Progress | None = None,
+    dump: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Compile `model` to one file, written whole or not at all.
 
@@ -101,6 +102,7 @@ def compile(
     dynamic      sizes that may vary: "height=64:128:8,batch=1:4" (lo:hi:multiple)
     jobs         parallel compilations; 0 means one per core
     progress     called with a `svdqc.ProgressEvent` after each step
+    dump         a folder for the graph after each pass, the fused regions and the rendered kernels (driver/dump.py)
 
     Returns the artifact: `.path`, `.num_bytes`, and `.report`, a dict of what was quantized, kept and fused.
     """
@@ -122,6 +124,7 @@ def compile(
         dynamic=dynamic,
         jobs=jobs,
         progress=progress,
+        dump=None if dump is None else Path(dump),
     )
 
 

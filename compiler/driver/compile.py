@@ -15,14 +15,18 @@ import torch
 from svdqc.compiler.artifact.format import Variant
 from svdqc.compiler.artifact.graph import dump_graph
 from svdqc.compiler.artifact.write import ArtifactTensor, write_artifact
-from svdqc.compiler.codegen.lower import Lowered, PlannedTensor, lower
+from svdqc.compiler.codegen.lower import PlannedTensor, lower
+from svdqc.compiler.codegen.region import FusionPlan
 from svdqc.compiler.codegen.scalar import DTYPE_NAMES
 from svdqc.compiler.driver.calibrate import calibrate
+from svdqc.compiler.driver.dump import Dump
 from svdqc.compiler.driver.progress import Progress, ProgressEvent
 from svdqc.compiler.driver.report import compile_report
 from svdqc.compiler.driver.support import check_supported
+from svdqc.compiler.ir.dialect import verify
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.passes.fuse import FusionPlan, fuse
+from svdqc.compiler.passes.dialects import CANONICAL, CAPTURED, LOWERED
+from svdqc.compiler.passes.fuse import fuse
 from svdqc.compiler.passes.linear_groups import linear_groups
 from svdqc.compiler.passes.pipeline import CANONICALIZE, LOWER, run_passes
 from svdqc.compiler.passes.select_layers import Decision, quantized_groups, select_layers
@@ -72,15 +76,16 @@ def compile_model(
     dynamic: str | Mapping[str, Any] | None = None,
     jobs: int = 0,
     progress: Progress | None = None,
+    dump: Path | None = None,
 ) -> CompiledArtifact:
     """Compile a model to one file; the arguments are those of `svdqc.compile`."""
-    say = _Stages(progress)
+    say, dumped = _Stages(progress), Dump(dump)
     targets = parse_targets(target, cpu_features())
     find_compiler()  # before any long work
     recipe = _resolved(recipe or Recipe(), target)
 
     say("capture", 0, 1)
-    canonical = capture_canonical(model, inputs, dynamic, recipe)
+    canonical = capture_canonical(model, inputs, dynamic, recipe, dumped)
     program = canonical.program
     say("capture", 1, 1)
 
@@ -94,9 +99,13 @@ def compile_model(
         program, groups, samples, recipe, lambda i, n, name: say("quantize", i, n, name)
     )
 
+    verify(program, CANONICAL)
+    dumped.after("svdquant", program)
+
     say("plan", 0, 1)
-    fusion = plan_regions(program)
+    fusion = plan_regions(program, dumped)
     lowered = lower(program, fusion, lambda i, n: say("plan", i, n))
+    dumped.regions(fusion, lowered)
 
     variants = []
     for number, cpu in enumerate(targets):
@@ -138,17 +147,24 @@ def compile_model(
     return CompiledArtifact(written.path, written.num_bytes, report)
 
 
-def capture_canonical(model: Any, inputs: Any, dynamic: Any, recipe: Recipe) -> Canonical:
+def capture_canonical(
+    model: Any, inputs: Any, dynamic: Any, recipe: Recipe, dump: Dump | None = None
+) -> Canonical:
     """Capture, canonicalize, refuse what no kernel can do, and decide what to quantize."""
+    dump = dump or Dump(None)
     program = capture(model, inputs, dynamic=dynamic)
-    run_passes(program, CANONICALIZE)
+    verify(program, CAPTURED)
+    dump.after("capture", program)
+    run_passes(program, CANONICALIZE, dump.after)
     check_supported(program)
+    verify(program, CANONICAL)
     return Canonical(program, select_layers(program, recipe))
 
 
-def plan_regions(program: Program) -> FusionPlan:
+def plan_regions(program: Program, dump: Dump | None = None) -> FusionPlan:
     """Lower a canonical (quantized or not) program and cut it into fused regions."""
-    run_passes(program, LOWER)
+    run_passes(program, LOWER, (dump or Dump(None)).after)
+    verify(program, LOWERED)
     return fuse(program)
 
 
@@ -218,5 +234,3 @@ def _producer() -> str:
 
     return f"svdqc {__version__}"
 
-
-assert Lowered

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from svdqc.compiler.codegen.access import AccessMaps
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import ElementContext, Index, rule_of
 from svdqc.compiler.codegen.scalar import DTYPE_NAMES, Load, Scalar
@@ -102,8 +101,8 @@ def _copy_outputs(rw: Rewriter, report: PassReport) -> None:
     outputs = next(n for n in rw.graph.nodes if n.op == "output")
     with rw.before(outputs):
         copies = tuple(rw.call(ops.copy, value) for value in outputs.args[0])
+    for copied, value in zip(copies, outputs.args[0], strict=True):
+        copied.meta["source"] = value.meta.get("source") or copied.meta["source"]
     outputs.args = (copies,)
     report.changed["output"] += len(copies)
 
-
-assert AccessMaps

@@ -54,7 +54,41 @@ def nonzero(*shape: int, dtype: torch.dtype = I64) -> Tensor:
     return torch.where(value >= 0, value + 1, value).to(dtype)
 
 
-UNARY = ["abs", "neg", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "tanh", "erf", "sigmoid", "silu", "relu", "sqrt", "rsqrt", "reciprocal", "floor", "ceil", "trunc", "round", "sign"]
+UNARY = [
+    "abs",
+    "neg",
+    "exp",
+    "exp2",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "sin",
+    "cos",
+    "tan",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "asinh",
+    "acosh",
+    "atanh",
+    "tanh",
+    "erf",
+    "sigmoid",
+    "silu",
+    "relu",
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "floor",
+    "ceil",
+    "trunc",
+    "round",
+    "sign",
+]
 _DOMAIN = {
     **dict.fromkeys(("log", "log2", "log10", "sqrt", "rsqrt", "log1p"), positive),
     **dict.fromkeys(("asin", "acos", "atanh"), unit),

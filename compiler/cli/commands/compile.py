@@ -45,6 +45,12 @@ The file appears whole or not at all. `svdqc inspect MODEL` tells in advance wha
 @click.option(
     "--jobs", "-j", type=click.IntRange(min=0), default=0, help="Parallel work; 0: one per core."
 )
+@click.option(
+    "--dump",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Write the graph after each pass, the fused regions and the generated code.",
+)
 @output_options
 def command(
     model: str,
@@ -58,6 +64,7 @@ def command(
     inputs_file: Path | None,
     calibration: str,
     jobs: int,
+    dump: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -77,6 +84,7 @@ def command(
             dynamic=dynamic,
             jobs=jobs,
             progress=progress,
+            dump=dump,
         )
     seconds = time.perf_counter() - began
     if as_json:

@@ -1,0 +1,58 @@
+"""Debug aids, all in one folder: `svdqc compile --dump FOLDER`, or `dump=` of `svdqc.compile`.
+
+    00-capture.txt … 09-materialize.txt   the graph after each pass: one line per node, then what the pass
+                                          changed, and what it skipped and why
+    regions.txt                           fused regions in order of execution, with rows, block and stored values;
+                                          then every pair of regions that was tried and refused, with the reason
+    kernels/<name>.cpp                    the rendered code of each kernel
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from svdqc.compiler.codegen.lower import Lowered, label_of
+from svdqc.compiler.codegen.region import FusionPlan
+from svdqc.compiler.ir.dump import dump_program
+from svdqc.compiler.ir.program import Program
+from svdqc.compiler.passes.base import PassReport
+
+
+class Dump:
+    """Writes into `folder`, or nothing if it is None."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._count = 0
+
+    def after(self, name: str, program: Program, report: PassReport | None = None) -> None:
+        """The graph after the pass `name`; an observer for `run_passes`."""
+        if self.folder is None:
+            return
+        text = dump_program(program)
+        if report is not None:
+            text += "".join(f"changed {n}: {c}\n" for n, c in sorted(report.changed.items()))
+            text += "".join(f"skipped {source}: {why}\n" for source, why in report.skipped)
+        self._write(f"{self._count:02}-{name}.txt", text)
+        self._count += 1
+
+    def regions(self, fusion: FusionPlan, lowered: Lowered) -> None:
+        """What was fused, what was not, and the code."""
+        if self.folder is None:
+            return
+        lines = []
+        for region, launch in zip(fusion.regions, lowered.plan.launches, strict=True):
+            lines.append(f"{lowered.plan.kernels[launch.kernel]}  ({label_of(region)})")
+            lines.append(f"  nodes   {', '.join(n.name for n in region.nodes)}")
+            lines.append(f"  stored  {', '.join(n.name for n in region.stored)}")
+            lines.append(f"  rows    {region.layout.num_rows}, tasks {launch.num_tasks}")
+        lines += [f"refused {pair}: {why}" for pair, why in fusion.refused]
+        self._write("regions.txt", "\n".join(lines) + "\n")
+        for name, source in lowered.kernels.items():
+            self._write(f"kernels/{name}.cpp", source)
+
+    def _write(self, name: str, text: str) -> None:
+        assert self.folder is not None
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
