@@ -14,6 +14,9 @@ from svdqc.compiler.ir.intexpr import IntExpr, maximum, minimum, symbol
 from svdqc.compiler.ir.program import Program
 
 Shape = tuple[IntExpr, ...]
+_CEILING = ("CeilToInt", "ceiling")
+_ROUNDING = ("FloorToInt", "TruncToInt", "floor", *_CEILING)
+"""Sizes are not negative, so truncation is the floor."""
 
 
 class SymbolTable:
@@ -31,7 +34,8 @@ class SymbolTable:
         if isinstance(size, Node):
             size = size.meta["val"]
         if isinstance(size, torch.SymInt):
-            return self._from_sympy(size.node.expr)
+            return self.size(size.node.expr)
+        assert not isinstance(size, torch.SymFloat), f"{size} is no integer"
         return IntExpr.of(int(size))
 
     def shape(self, node: Node | torch.Tensor) -> Shape:
@@ -42,7 +46,8 @@ class SymbolTable:
     def exprs(self, sizes: Sequence[int | torch.SymInt | Node]) -> Shape:
         return tuple(self.expr(size) for size in sizes)
 
-    def _from_sympy(self, expr: Any) -> IntExpr:
+    def size(self, expr: Any) -> IntExpr:
+        """The expression of a sympy size."""
         if expr not in self._cache:
             self._cache[expr] = self._translate(expr)
         return self._cache[expr]
@@ -54,7 +59,10 @@ class SymbolTable:
             if expr.name not in self.symbols:
                 raise KeyError(f"size symbol {expr.name!r} belongs to no dim of the program")
             return self.symbols[expr.name]
-        args = [self._from_sympy(arg) for arg in expr.args if not _is_rational(arg)]
+        if type(expr).__name__ in _ROUNDING and type(expr.args[0]).__name__ == "IntTrueDiv":
+            lhs, rhs = (self.size(arg) for arg in expr.args[0].args)
+            return lhs.ceildiv(rhs) if type(expr).__name__ in _CEILING else lhs // rhs
+        args = [self.size(arg) for arg in expr.args if not _is_rational(arg)]
         if expr.is_Add:
             return reduce(lambda a, b: a + b, args)
         if expr.is_Mul:
@@ -67,7 +75,7 @@ class SymbolTable:
         name = type(expr).__name__
         if name in ("FloorDiv", "CleanDiv"):
             return args[0] // args[1]
-        if name == "CeilToInt" or name == "CeilDiv":
+        if name == "CeilDiv":
             return args[0].ceildiv(args[1])
         if name in ("Mod", "PythonMod"):
             return args[0] % args[1]
@@ -75,7 +83,7 @@ class SymbolTable:
             return reduce(maximum, args)
         if name in ("Min", "Minimum"):
             return reduce(minimum, args)
-        if name in ("FloorToInt", "TruncToInt", "floor", "Identity"):
+        if name in (*_ROUNDING, "Identity", "ToFloat"):
             return args[0]
         raise KeyError(f"size expression {expr} uses {name}, which is not an integer operation")
 

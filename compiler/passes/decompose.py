@@ -6,6 +6,7 @@ After this pass a normalisation is only row reductions and pointwise ops, so one
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -282,25 +283,39 @@ def _baddbmm(rw: Rewriter, node: Node) -> Node:
     aten.split_with_sizes_copy.default,
 )
 def _split(rw: Rewriter, node: Node) -> Node | None:
-    """Each getitem of a split becomes a slice (or a select) of its source."""
+    """Each getitem of a split becomes a slice (or a select) of its source; sizes may be symbolic."""
     axis = _arg(node, 1 if node.target is aten.unbind.int else 2, "dim", 0)
-    start: Any = 0
-    starts = []
-    for piece in node.meta["val"]:
-        starts.append(start)
-        size = 1 if node.target is aten.unbind.int else piece.shape[axis]
-        start = start + size
-    for user in list(node.users):
-        position = int(user.args[1])  # type: ignore[arg-type]
+    users = [(user, int(user.args[1])) for user in node.users]  # type: ignore[arg-type]
+    for user, position in users:
         if node.target is aten.unbind.int:
-            piece = rw.call(aten.select.int, node.args[0], axis, starts[position])
+            piece = rw.call(aten.select.int, node.args[0], axis, position)
         else:
-            end = starts[position] + node.meta["val"][position].shape[axis]
-            if not isinstance(starts[position], int) or not isinstance(end, int):
-                return None
-            piece = rw.call(aten.slice.Tensor, node.args[0], axis, starts[position], end)
+            start, end = _piece_bounds(rw, node, axis, position)
+            piece = rw.call(aten.slice.Tensor, node.args[0], axis, start, end)
         rw.replace(user, piece)
     return None
+
+
+def _piece_bounds(rw: Rewriter, node: Node, axis: int, position: int) -> tuple[Any, Any]:
+    """First element and end of a split's piece; a slice stops at the end of its source by itself."""
+    sizes: Any = node.args[1]
+    if not isinstance(sizes, (list, tuple)):
+        size = sizes
+        if node.target is aten.chunk.default:
+            total = _sizes(rw, node.args[0])[axis]  # type: ignore[arg-type]
+            size = _int(rw, operator.floordiv, _int(rw, operator.add, total, sizes - 1), sizes)
+        start = _int(rw, operator.mul, size, position)
+        return start, _int(rw, operator.add, start, size)
+    start = 0
+    for size in sizes[:position]:
+        start = _int(rw, operator.add, start, size)
+    return start, _int(rw, operator.add, start, sizes[position])
+
+
+def _int(rw: Rewriter, op: Callable[[Any, Any], Any], lhs: Any, rhs: Any) -> Any:
+    """An integer operation on sizes: a number where both are, else a node."""
+    known = isinstance(lhs, int) and isinstance(rhs, int)
+    return op(lhs, rhs) if known else rw.call(op, lhs, rhs)
 
 
 @_rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)

@@ -23,6 +23,7 @@ from svdqc.compiler.codegen.scalar import (
     Scalar,
     cast,
 )
+from svdqc.compiler.codegen.symfloat import real_value
 from svdqc.compiler.ir.intexpr import ZERO, IntExpr
 from svdqc.compiler.ir.symbols import Shape, SymbolTable
 
@@ -56,6 +57,9 @@ class ElementContext:
             aligned = idx[len(idx) - len(shape) :]
             own = tuple(ZERO if size == 1 else i for size, i in zip(shape, aligned, strict=True))
             return cast(self.read(value, own), dtype)
+        size = value.meta["val"] if isinstance(value, Node) else value
+        if isinstance(size, torch.SymFloat):
+            return cast(real_value(size.node.expr, self.table), dtype)
         if isinstance(value, Node) or isinstance(value, torch.SymInt):
             return cast(IndexValue(self.table.expr(value)), dtype)
         if isinstance(value, bool):
