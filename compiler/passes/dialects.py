@@ -18,7 +18,7 @@ from svdqc.compiler.ir.rewrite import aten, is_call
 
 NAMESPACES = ("aten", "prims", "svdq")
 NARROW = (torch.bfloat16, torch.float16)
-_MOVES = (aten._to_copy.default, ops.copy, ops.concat)
+_MOVES = (aten._to_copy.default, ops.copy)
 """Calls that may give a 16-bit value: the narrowing of an output, and its place in memory."""
 
 
@@ -46,6 +46,7 @@ def _lowered_call(node: Node) -> str | None:
         loose = [p for p in parts if not is_call(p, ops.copy)]  # type: ignore[union-attr]
         if loose:
             return f"its part {loose[0]} has no memory of its own (svdq.copy)"
+        return None
     return _canonical_call(node)
 
 
