@@ -96,7 +96,7 @@ def compile_model(
             program, groups, calibration, recipe.seed, lambda i, n: say("calibrate", i, n)
         )
     records = svdquant(
-        program, groups, samples, recipe, lambda i, n, name: say("quantize", i, n, name)
+        program, groups, samples, recipe, lambda i, n, name: say("quantize", i, n, name), jobs
     )
 
     verify(program, CANONICAL)

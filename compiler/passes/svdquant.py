@@ -5,8 +5,12 @@ Linears that read the same input in a block are quantized as one: they share smo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
+from typing import Any, TypeVar
 
 import torch
 from torch.fx import Node
@@ -22,6 +26,7 @@ from svdqc.compiler.quantize.recipe import Recipe
 GELU_SHIFT = 0.171875
 """GELU is never below -0.17; with this shift its values fit unsigned codes."""
 
+T = TypeVar("T")
 LayerProgress = Callable[[int, int, str], None]
 
 
@@ -31,26 +36,53 @@ def svdquant(
     samples: Mapping[str, LinearSamples],
     recipe: Recipe,
     progress: LayerProgress | None = None,
+    jobs: int = 0,
 ) -> list[dict[str, Any]]:
-    """Quantize each group; returns a record per group for the report."""
+    """Quantize each group; returns a record per group for the report. `jobs` groups at once (0: one per core)."""
     rw, records = Rewriter(program), []
-    for done, group in enumerate(groups):
-        if progress is not None:
-            progress(done, len(groups), group.name)
-        weight = torch.cat([_load_weight(program, n) for n in group.linears])
-        result = quantize_linear(
-            weight,
-            samples.get(group.name),
-            recipe,
-            nonnegative_after_shift=GELU_SHIFT if is_call(group.x, aten.gelu.default) else None,
-            name=group.name,
-        )
-        _rewrite(rw, group, result)
-        records.append(_record(group, weight, result))
+    results = _in_order(groups, lambda group: _quantize(program, group, samples, recipe), jobs)
     if progress is not None:
-        progress(len(groups), len(groups), "")
+        progress(0, len(groups), "")
+    for done, (group, (weight_shape, result)) in enumerate(zip(groups, results, strict=True)):
+        _rewrite(rw, group, result)
+        records.append(_record(group, weight_shape, result))
+        if progress is not None:
+            progress(done + 1, len(groups), group.name)
     rw.finish()
     return records
+
+
+def _quantize(
+    program: Program, group: LinearGroup, samples: Mapping[str, LinearSamples], recipe: Recipe
+) -> tuple[tuple[int, ...], QuantizedLinear]:
+    weight = torch.cat([_load_weight(program, n) for n in group.linears])
+    shift = GELU_SHIFT if is_call(group.x, aten.gelu.default) else None
+    found = samples.get(group.name)
+    result = quantize_linear(weight, found, recipe, nonnegative_after_shift=shift, name=group.name)
+    return tuple(weight.shape), result
+
+
+def _in_order(
+    groups: list[LinearGroup], work: Callable[[LinearGroup], T], jobs: int
+) -> Iterator[T]:
+    """Results in the order of the groups, a few groups ahead at the most: memory stays bounded.
+
+    Each group is worked on by one thread, so its numbers do not depend on how many there are.
+    """
+    workers = jobs or os.cpu_count() or 1
+    previous = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            ahead: deque[Future[T]] = deque()
+            for group in groups:
+                ahead.append(pool.submit(work, group))
+                if len(ahead) > workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+    finally:
+        torch.set_num_threads(previous)
 
 
 def _load_weight(program: Program, linear: Node) -> torch.Tensor:
@@ -115,17 +147,17 @@ def _bias(program: Program, group: LinearGroup, q: QuantizedLinear) -> torch.Ten
     return bias if q.bias_delta is None else bias + q.bias_delta
 
 
-def _record(group: LinearGroup, weight: torch.Tensor, q: QuantizedLinear) -> dict[str, Any]:
+def _record(group: LinearGroup, shape: tuple[int, ...], q: QuantizedLinear) -> dict[str, Any]:
     tensors = (q.inv_smooth, q.lora_down, q.lora_up, q.w_scale)
     num_bytes = sum(t.numel() * t.element_size() for t in tensors) + q.w_codes.numel() // 2
     return {
         "layers": list(group.names),
-        "shape": list(weight.shape),
+        "shape": list(shape),
         "rank": int(q.lora_down.shape[0]),
         "range": q.activation.range,
         "rotated": q.activation.rotate,
         "num_bytes": num_bytes,
-        "num_bytes_bf16": 2 * weight.numel(),
+        "num_bytes_bf16": 2 * prod(shape),
         "metrics": {k: float(v) for k, v in q.metrics.items()},
         "notes": list(q.notes),
     }
