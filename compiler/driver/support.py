@@ -21,7 +21,7 @@ def unsupported_ops(program: Program) -> dict[str, list[str]]:
     """op → sources, for every op (or type of value) without a rule."""
     found: dict[str, list[str]] = defaultdict(list)
     for node in program.graph_module.graph.nodes:
-        if node.op != "call_function" or _is_size(node):
+        if node.op not in ("call_function", "placeholder") or _is_size(node):
             continue
         problem = _problem(node)
         if problem is not None:
@@ -51,9 +51,16 @@ def _problem(node: Node) -> str | None:
     values = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else [node.meta["val"]]
     for value in values:
         if isinstance(value, torch.Tensor) and value.dtype not in DTYPE_NAMES:
-            return f"{node.target} giving {value.dtype}"
-    if rule_of(node) is None and getattr(node.target, "__name__", "") != "getitem":
+            what = "an input of" if node.op == "placeholder" else f"{node.target} giving"
+            return f"{what} {value.dtype}"
+    if node.op == "placeholder":
+        return None
+    rule = rule_of(node)
+    if rule is None and getattr(node.target, "__name__", "") != "getitem":
         return str(node.target)
+    anchored = rule is not None and rule.kind == "anchor"
+    if anchored and isinstance(values[0], torch.Tensor) and values[0].dtype != torch.float32:
+        return f"{node.target} in {values[0].dtype}"
     return None
 
 

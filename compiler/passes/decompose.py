@@ -213,9 +213,57 @@ def _matmul(rw: Rewriter, node: Node) -> Node | None:
     assert is_tensor(x) and is_tensor(y)
     if len(_shape(x)) < 2 or len(_shape(y)) < 2:  # type: ignore[arg-type]
         return _vector_matmul(rw, node)
-    if len(_shape(y)) == 2:  # type: ignore[arg-type]
+    if not _has_product_kernel(node):
+        return _summed_products(rw, x, y, node)  # type: ignore[arg-type]
+    if len(_shape(y)) > 2:  # type: ignore[arg-type]
+        return _batched(rw, x, y)  # type: ignore[arg-type]
+    if _is_stored(y):  # type: ignore[arg-type]
         return rw.call(aten.linear.default, x, rw.call(aten.permute.default, y, [1, 0]))
-    return _batched(rw, x, y)  # type: ignore[arg-type]
+    *lead, columns = _sizes(rw, x)  # type: ignore[arg-type]
+    rows = rw.call(aten.reshape.default, x, [1, -1, columns])
+    product = rw.call(aten.bmm.default, rows, rw.call(aten.unsqueeze.default, y, 0))
+    return rw.call(aten.reshape.default, product, [*lead, _sizes(rw, y)[1]])  # type: ignore[arg-type]
+
+
+@_rule(aten.linear.default)
+def _linear_of_values(rw: Rewriter, node: Node) -> Node | None:
+    """A linear whose weight is computed from inputs is a product of two activations."""
+    x, weight, bias = node.args[0], node.args[1], _arg(node, 2, "bias")
+    if _is_stored(weight) and _has_product_kernel(node):  # type: ignore[arg-type]
+        return None
+    product = rw.call(aten.matmul.default, x, rw.call(aten.permute.default, weight, [1, 0]))
+    return product if bias is None else rw.call(aten.add.Tensor, product, bias)
+
+
+@_rule(aten.bmm.default)
+def _bmm(rw: Rewriter, node: Node) -> Node | None:
+    if _has_product_kernel(node):
+        return None
+    return _summed_products(rw, *node.args, node)  # type: ignore[arg-type]
+
+
+def _has_product_kernel(node: Node) -> bool:
+    """Kernels multiply in f32: integers and f64 are summed by a plain loop."""
+    return node.meta["val"].dtype in (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _summed_products(rw: Rewriter, x: Node, y: Node, node: Node) -> Node:
+    """Σ_k x[…, i, k] · y[…, k, j]; the products are never stored."""
+    products = rw.call(
+        aten.mul.Tensor,
+        rw.call(aten.unsqueeze.default, x, -1),
+        rw.call(aten.unsqueeze.default, y, -3),
+    )
+    dtype = node.meta["val"].dtype
+    return rw.call(aten.sum.dim_IntList, products, [-2], False, dtype=dtype)
+
+
+def _is_stored(value: Node) -> bool:
+    """Whether a value is made of weights alone, so that it can be packed when compiling."""
+    if value.op == "get_attr":
+        return True
+    inputs = value.all_input_nodes
+    return value.op == "call_function" and bool(inputs) and all(map(_is_stored, inputs))
 
 
 def _vector_matmul(rw: Rewriter, node: Node) -> Node:
