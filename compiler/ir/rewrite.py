@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.ir.weights import WeightSpec
+from svdqc.errors import SvdqcError
 
 aten = torch.ops.aten
 
@@ -24,6 +26,10 @@ def fake_mode_of(program: Program) -> FakeTensorMode:
         if isinstance(value, FakeTensor):
             return value.fake_mode
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class DimFixed(SvdqcError):
+    """A dim that should stay dynamic was fixed to the size of the example."""
 
 
 class Rewriter:
@@ -60,8 +66,22 @@ class Rewriter:
     def fake_value(self, node: Node) -> Any:
         args = map_arg(node.args, lambda n: n.meta["val"])
         kwargs = map_arg(node.kwargs, lambda n: n.meta["val"])
-        with self.mode:
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+        known = self._known_sizes()
+        # PyTorch's own decompositions read sizes as plain ints, which would fix a dim to its example's value.
+        with self.mode, enable_python_dispatcher():
+            value = node.target(*args, **kwargs)  # type: ignore[operator]
+        if self._known_sizes() != known:
+            raise DimFixed(
+                "passes",
+                node.meta.get("source") or node.name,
+                f"shape inference of {node.target} fixes a dynamic size",
+                "compile for one size, or report this model",
+            )
+        return value
+
+    def _known_sizes(self) -> int:
+        """How many size symbols have been replaced by something simpler."""
+        return len(self.mode.shape_env.replacements) if self.mode.shape_env is not None else 0
 
     def weight(self, name: str, spec: WeightSpec | None = None) -> Node:
         """A get_attr node for the weight `name` (present in the program's store)."""
