@@ -24,7 +24,7 @@ from svdqc.compiler.codegen.region import (
 from svdqc.compiler.ir.intexpr import prod
 from svdqc.compiler.ir.ops import copy as COPY
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.rewrite import aten
+from svdqc.compiler.ir.rewrite import aten, is_call
 from svdqc.compiler.ir.symbols import SymbolTable
 
 CONCAT = "svdq.concat.default"
@@ -42,8 +42,17 @@ def fuse(program: Program) -> FusionPlan:
 
 
 def cheap_broadcasts(graph: Graph, table: SymbolTable) -> frozenset[Node]:
-    """Pointwise values that cost next to nothing and are smaller than what reads them, such as `1 + scale`."""
-    return frozenset(n for n in graph.nodes if n.target in _CHEAP and _is_cheap_broadcast(n, table))
+    """Pointwise values that cost next to nothing: casts of weights, which kernels read as they are stored, and values
+    smaller than what reads them, such as `1 + scale`."""
+    return frozenset(
+        n
+        for n in graph.nodes
+        if n.target in _CHEAP and (_is_weight_cast(n) or _is_cheap_broadcast(n, table))
+    )
+
+
+def _is_weight_cast(node: Node) -> bool:
+    return is_call(node, aten._to_copy.default) and node.all_input_nodes[0].op == "get_attr"
 
 
 _CHEAP = {
