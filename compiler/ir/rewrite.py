@@ -124,5 +124,10 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, Node) and isinstance(value.meta.get("val"), torch.Tensor)
 
 
+def is_weight_cast(node: Node) -> bool:
+    """Whether a node is a stored weight in another type; kernels read the weight as it is stored."""
+    return is_call(node, aten._to_copy.default) and node.all_input_nodes[0].op == "get_attr"
+
+
 def is_call(value: Any, *targets: Any) -> bool:
     return isinstance(value, Node) and value.op == "call_function" and value.target in targets

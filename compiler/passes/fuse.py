@@ -24,7 +24,7 @@ from svdqc.compiler.codegen.region import (
 from svdqc.compiler.ir.intexpr import prod
 from svdqc.compiler.ir.ops import copy as COPY
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.rewrite import aten, is_call
+from svdqc.compiler.ir.rewrite import aten, is_weight_cast
 from svdqc.compiler.ir.symbols import SymbolTable
 
 CONCAT = "svdq.concat.default"
@@ -47,12 +47,8 @@ def cheap_broadcasts(graph: Graph, table: SymbolTable) -> frozenset[Node]:
     return frozenset(
         n
         for n in graph.nodes
-        if n.target in _CHEAP and (_is_weight_cast(n) or _is_cheap_broadcast(n, table))
+        if n.target in _CHEAP and (is_weight_cast(n) or _is_cheap_broadcast(n, table))
     )
-
-
-def _is_weight_cast(node: Node) -> bool:
-    return is_call(node, aten._to_copy.default) and node.all_input_nodes[0].op == "get_attr"
 
 
 _CHEAP = {

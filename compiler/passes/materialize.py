@@ -15,7 +15,7 @@ from svdqc.compiler.codegen.scalar import DTYPE_NAMES, Load, Scalar
 from svdqc.compiler.ir import ops
 from svdqc.compiler.ir.intexpr import Sym, index
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call
+from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call, is_weight_cast
 from svdqc.compiler.ir.symbols import SymbolTable
 from svdqc.compiler.passes.base import PassReport
 
@@ -81,7 +81,10 @@ def _is_strided(node: Node, table: SymbolTable) -> bool:
 
     def read(operand: Node, own: Index) -> Scalar:
         rule = rule_of(operand)
-        if rule is not None and rule.kind in ("view", "creation") and rule.element is not None:
+        folded = rule is not None and (
+            rule.kind in ("view", "creation") or is_weight_cast(operand)
+        )
+        if folded and rule is not None and rule.element is not None:
             return rule.element(ElementContext(table, read), operand, own)
         return Load(operand, own, DTYPE_NAMES[operand.meta["val"].dtype])
 
