@@ -394,6 +394,31 @@ def _conv(rw: Rewriter, node: Node) -> Node | None:
     )
 
 
+@_rule(
+    aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input
+)
+def _conv_transpose(rw: Rewriter, node: Node) -> Node:
+    rank = len(_shape(node.args[0])) - 2  # type: ignore[arg-type]
+
+    def each(position: int, name: str, default: int) -> list[int]:
+        value = _arg(node, position, name, default)
+        values = [value] if isinstance(value, int) else list(value)
+        return values * rank if len(values) == 1 else values
+
+    return rw.call(
+        aten.convolution.default,
+        node.args[0],
+        node.args[1],
+        _arg(node, 2, "bias"),
+        each(3, "stride", 1),
+        each(4, "padding", 0),
+        each(7, "dilation", 1),
+        True,
+        each(5, "output_padding", 0),
+        _arg(node, 6, "groups", 1),
+    )
+
+
 @_rule(aten.pad.default)
 def _pad(rw: Rewriter, node: Node) -> Node | None:
     """Constant padding has an op of its own; reflect, replicate and circular gather along each axis."""
