@@ -7,6 +7,7 @@ from collections import defaultdict
 import torch
 from torch.fx import Node
 
+from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import rule_of
 from svdqc.compiler.codegen.scalar import DTYPE_NAMES
 from svdqc.compiler.ir.program import Program
@@ -61,7 +62,15 @@ def _problem(node: Node) -> str | None:
     anchored = rule is not None and rule.kind == "anchor"
     if anchored and isinstance(values[0], torch.Tensor) and values[0].dtype != torch.float32:
         return f"{node.target} in {values[0].dtype}"
+    if anchored and str(node.target) == anchors.CONVOLUTION and not _is_stored(node.args[1]):
+        return f"{node.target} with a computed weight"
     return None
+
+
+def _is_stored(value: object) -> bool:
+    while isinstance(value, Node) and value.op == "call_function" and "_to_copy" in str(value.target):
+        value = value.args[0]
+    return isinstance(value, Node) and value.op == "get_attr"
 
 
 def _is_size(node: Node) -> bool:

@@ -16,9 +16,10 @@ from torch.fx import Node
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.ir.rewrite import Rewriter, aten, is_tensor
 from svdqc.compiler.passes.base import PassReport
+from svdqc.compiler.passes.decompose_order import ORDER_RULES
 
 Rule = Callable[[Rewriter, Node], Node | None]
-RULES: dict[Any, Rule] = {}
+RULES: dict[Any, Rule] = {**ORDER_RULES}
 
 
 def decompose(program: Program) -> PassReport:
