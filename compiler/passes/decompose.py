@@ -17,9 +17,10 @@ from svdqc.compiler.ir.program import Program
 from svdqc.compiler.ir.rewrite import Rewriter, aten, is_tensor
 from svdqc.compiler.passes.base import PassReport
 from svdqc.compiler.passes.decompose_order import ORDER_RULES
+from svdqc.compiler.passes.decompose_transposed import TRANSPOSED_RULES
 
 Rule = Callable[[Rewriter, Node], Node | None]
-RULES: dict[Any, Rule] = {**ORDER_RULES}
+RULES: dict[Any, Rule] = {**ORDER_RULES, **TRANSPOSED_RULES}
 
 
 def decompose(program: Program) -> PassReport:

@@ -1,4 +1,4 @@
-"""argmax, argmin, max and min with positions, cumsum → comparisons with positions and reductions."""
+"""argmax, max with positions, cumsum, vector norms → comparisons with positions and reductions."""
 
 from __future__ import annotations
 
@@ -88,10 +88,45 @@ def _running_sum(rw: Rewriter, node: Node) -> Node | None:
     return total if last else rw.call(aten.transpose.int, total, axis, rank - 1)
 
 
+def _vector_norm(rw: Rewriter, node: Node) -> Node | None:
+    """|x| for norms 1, 2 and ∞."""
+    x: Any = node.args[0]
+    order = node.args[1] if len(node.args) > 1 else node.kwargs.get("ord", 2)
+    axes: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+    keepdim = bool(node.args[3] if len(node.args) > 3 else node.kwargs.get("keepdim", False))
+    axes = list(range(x.meta["val"].dim())) if axes is None else list(axes)
+    if node.kwargs.get("dtype") is not None:
+        return None
+    if order == 2:
+        squares = rw.call(aten.mul.Tensor, x, x)
+        total = rw.call(aten.sum.dim_IntList, squares, axes, keepdim)
+        return rw.call(aten.sqrt.default, total)
+    size = rw.call(aten.abs.default, x)
+    if order == 1:
+        return rw.call(aten.sum.dim_IntList, size, axes, keepdim)
+    return rw.call(aten.amax.default, size, axes, keepdim) if order == float("inf") else None
+
+
+def _max_pool_values(rw: Rewriter, node: Node) -> Node | None:
+    """max_pool whose positions nobody reads → its values."""
+    if any(item.args[1] != 0 for item in node.users):
+        return None
+    for item in list(node.users):
+        rw.replace(item, rw.call(_POOLS[node.target], *node.args, **node.kwargs))
+    return None
+
+
+_POOLS: dict[Any, Any] = {
+    aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
+    aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
+}
+
 ORDER_RULES: dict[Any, Callable[[Rewriter, Node], Node | None]] = {
     aten.argmax.default: _argument,
     aten.argmin.default: _argument,
     aten.max.dim: _extreme_with_position,
     aten.min.dim: _extreme_with_position,
     aten.cumsum.default: _running_sum,
+    aten.linalg_vector_norm.default: _vector_norm,
+    **dict.fromkeys(_POOLS, _max_pool_values),
 }
