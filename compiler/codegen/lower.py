@@ -99,6 +99,7 @@ class _PlanBuilder:
                 index = inputs[key.name] if key.kind == "input" else int(key.name)
                 buffers.append(Buffer(key.kind, self.memory.num_bytes[key], index))
         launches = tuple(self._launch(kernel, label) for kernel, label in self.launches)
+        self._add_unread_weights()
         return Plan(
             dims=tuple(
                 sorted(
@@ -117,6 +118,14 @@ class _PlanBuilder:
             launches=launches,
             arena_bytes=arena_bytes,
         )
+
+    def _add_unread_weights(self) -> None:
+        """Weights that the graph names and no kernel reads (a branch of rank 0): the reference wants them."""
+        planned = {t.name for t in self.tensors}
+        for node in self.program.graph_module.graph.nodes:
+            if node.op == "get_attr" and node.meta["weight"] not in planned:
+                planned.add(node.meta["weight"])
+                self._tensor(BufferKey("weight", node.meta["weight"], "row_major"))
 
     def _ports(self, nodes: list[Node], names: list[str]) -> tuple[TensorPort, ...]:
         return tuple(
