@@ -26,5 +26,5 @@ def _environment() -> Environment:
 
 
 def render(template: str, **context: Any) -> str:
-    """The text of `template` (relative to templates/) under `context`."""
-    return _environment().get_template(template).render(**context)
+    """The text of `template` (relative to templates/) under `context`; it opens with what it computes."""
+    return _environment().get_template(template).render(**context).lstrip("\n")
