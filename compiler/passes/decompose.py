@@ -241,7 +241,8 @@ def _linear_of_values(rw: Rewriter, node: Node) -> Node | None:
 def _bmm(rw: Rewriter, node: Node) -> Node | None:
     if _has_product_kernel(node):
         return None
-    return _summed_products(rw, *node.args, node)  # type: ignore[arg-type]
+    x, y = node.args[:2]
+    return _summed_products(rw, x, y, node)  # type: ignore[arg-type]
 
 
 def _has_product_kernel(node: Node) -> bool:
@@ -392,31 +393,6 @@ def _conv(rw: Rewriter, node: Node) -> Node | None:
         dilation,
         False,
         [0] * rank,
-        _arg(node, 6, "groups", 1),
-    )
-
-
-@_rule(
-    aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input
-)
-def _conv_transpose(rw: Rewriter, node: Node) -> Node:
-    rank = len(_shape(node.args[0])) - 2  # type: ignore[arg-type]
-
-    def each(position: int, name: str, default: int) -> list[int]:
-        value = _arg(node, position, name, default)
-        values = [value] if isinstance(value, int) else list(value)
-        return values * rank if len(values) == 1 else values
-
-    return rw.call(
-        aten.convolution.default,
-        node.args[0],
-        node.args[1],
-        _arg(node, 2, "bias"),
-        each(3, "stride", 1),
-        each(4, "padding", 0),
-        each(7, "dilation", 1),
-        True,
-        each(5, "output_padding", 0),
         _arg(node, 6, "groups", 1),
     )
 
