@@ -11,11 +11,10 @@ from torch.fx import Node
 from svdqc.compiler.codegen.cpu.kernel import Kernel, generate
 from svdqc.compiler.codegen.cpu.params import BufferParam
 from svdqc.compiler.codegen.memory import Memory
-from svdqc.compiler.codegen.ops.registry import DTYPE_NAMES
 from svdqc.compiler.codegen.region import FusionPlan, Region
 from svdqc.compiler.codegen.scalar import ITEM_BYTES
 from svdqc.compiler.codegen.storage import BufferKey
-from svdqc.compiler.ir.intexpr import ZERO, IntExpr
+from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.plan.memory import Lifetime, place
 from svdqc.compiler.plan.records import Buffer, BufferArg, Launch, Plan, TensorPort
@@ -180,5 +179,3 @@ def _outputs(program: Program) -> tuple[Node, ...]:
     outputs = next(n for n in program.graph_module.graph.nodes if n.op == "output")
     return tuple(outputs.args[0])  # type: ignore[arg-type]
 
-
-assert ZERO and DTYPE_NAMES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch.fx import Node
 
 from svdqc.compiler.codegen.ops import anchors
@@ -135,7 +136,7 @@ def _channels_last(graph: object) -> set[Node]:
 
 def _rank(node: Node) -> int:
     value = node.meta.get("val")
-    return int(value.dim()) if hasattr(value, "dim") else -1
+    return int(value.dim()) if isinstance(value, torch.Tensor) else -1
 
 
 def contiguous(shape: Shape) -> Shape:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,7 @@ def compile_model(
     variants = []
     for number, cpu in enumerate(targets):
         stage = f"kernels {cpu.isa}" if len(targets) > 1 else "kernels"
-        code = build(
-            lowered.kernels, cpu, jobs, lambda i, n, name, stage=stage: say(stage, i, n, name)
-        )  # type: ignore[misc]
+        code = build(lowered.kernels, cpu, jobs, partial(say, stage))
         variants.append(
             Variant(
                 cpu.name,

@@ -124,6 +124,19 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, Node) and isinstance(value.meta.get("val"), torch.Tensor)
 
 
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """A positional or keyword argument of an ATen call."""
+    if position < len(node.args):
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def concat_parts(cat: Node) -> tuple[list[Node], int]:
+    """The parts of an aten.cat and the axis, counted from the front."""
+    axis = int(argument(cat, 1, "dim", 0)) % cat.meta["val"].dim()
+    return list(argument(cat, 0, "tensors")), axis
+
+
 def is_weight_cast(node: Node) -> bool:
     """Whether a node is a stored weight in another type; kernels read the weight as it is stored."""
     return is_call(node, aten._to_copy.default) and node.all_input_nodes[0].op == "get_attr"

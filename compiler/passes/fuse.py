@@ -142,7 +142,7 @@ class _Planner:
         return FusionPlan(regions, self.maps, self.refused)
 
     def nodes_read_by(self, node: Node) -> list[Node]:
-        return [p for p in self._sources(node)]
+        return list(self._sources(node))
 
     def _sources(self, node: Node) -> set[Node]:
         found: set[Node] = set()

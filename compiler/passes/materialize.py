@@ -15,7 +15,7 @@ from svdqc.compiler.codegen.scalar import DTYPE_NAMES, Load, Scalar
 from svdqc.compiler.ir import ops
 from svdqc.compiler.ir.intexpr import Sym, index
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call, is_weight_cast
+from svdqc.compiler.ir.rewrite import Rewriter, aten, concat_parts, is_call, is_weight_cast
 from svdqc.compiler.ir.symbols import SymbolTable
 from svdqc.compiler.passes.base import PassReport
 
@@ -43,25 +43,23 @@ def materialize(program: Program) -> PassReport:
 
 
 def _is_stack(cat: Node) -> bool:
-    axis = int(cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0))  # type: ignore[call-overload]
-    pieces = [p.meta["val"].shape for p in cat.args[0]]  # type: ignore[union-attr]
-    return len(pieces) <= INLINE_PARTS and all(
-        isinstance(s[axis], int) and s[axis] == 1 for s in pieces
-    )
+    pieces, axis = concat_parts(cat)
+    sizes = [p.meta["val"].shape[axis] for p in pieces]
+    return len(sizes) <= INLINE_PARTS and all(isinstance(s, int) and s == 1 for s in sizes)
 
 
 def _store_concat(rw: Rewriter, node: Node) -> None:
-    axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[call-overload]
+    pieces, axis = concat_parts(node)
     dtype = node.meta["val"].dtype
     with rw.before(node):
         parts = []
-        for piece in node.args[0]:  # type: ignore[union-attr]
+        for piece in pieces:
             if piece.meta["val"].numel() == 0:
                 continue
             if piece.meta["val"].dtype != dtype:
                 piece = rw.call(aten._to_copy.default, piece, dtype=dtype)
             parts.append(rw.call(ops.copy, piece))
-        joined = rw.call(ops.concat, parts, axis % node.meta["val"].dim())
+        joined = rw.call(ops.concat, parts, axis)
     rw.replace(node, joined)
 
 

@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call, is_tensor
+from svdqc.compiler.ir.rewrite import Rewriter, argument, aten, concat_parts, is_call, is_tensor
 from svdqc.compiler.ir.weights import WeightSpec
 from svdqc.compiler.passes.base import PassReport
 
@@ -81,7 +81,7 @@ def _is_identity(node: Node) -> bool:
     ):
         return True
     if node.target is aten.slice.Tensor:
-        return len(node.args) < 5 or node.args[4] == 1
+        return bool(argument(node, 4, "step", 1) == 1)
     if node.target is aten.permute.default:
         return list(node.args[1]) == list(range(len(node.args[1])))  # type: ignore[arg-type]
     if node.target in (aten.mul.Tensor, aten.div.Tensor):
@@ -93,24 +93,22 @@ def _is_identity(node: Node) -> bool:
 
 def _rejoined(cat: Node) -> Node | None:
     """x for cat(x[:a], x[a:b], x[b:]) along the axis that was cut."""
-    axis = (
-        int(cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)) % cat.meta["val"].dim()
-    )  # type: ignore[call-overload]
+    pieces, axis = concat_parts(cat)
     position: Any = 0
-    source: Any = None
-    for piece in cat.args[0]:  # type: ignore[union-attr]
-        if not is_call(piece, aten.slice.Tensor) or (len(piece.args) > 4 and piece.args[4] != 1):
+    source: Node | None = None
+    for piece in pieces:
+        if not is_call(piece, aten.slice.Tensor) or argument(piece, 4, "step", 1) != 1:
             return None
-        if int(piece.args[1] if len(piece.args) > 1 else 0) % cat.meta["val"].dim() != axis:
+        if int(argument(piece, 1, "dim", 0)) % cat.meta["val"].dim() != axis:
             return None
-        start = piece.args[2] if len(piece.args) > 2 and piece.args[2] is not None else 0
+        start = argument(piece, 2, "start") or 0
         if (
             (source is not None and piece.args[0] is not source)
             or isinstance(start, Node)
             or str(start) != str(position)
         ):
             return None
-        source, position = piece.args[0], position + piece.meta["val"].shape[axis]
+        (source, *_), position = piece.all_input_nodes, position + piece.meta["val"].shape[axis]
     if source is None or str(source.meta["val"].shape) != str(cat.meta["val"].shape):
         return None
     return source
@@ -190,7 +188,7 @@ def _worth_folding(node: Node, constant: dict[Node, bool]) -> bool:
         return False
     value = node.meta["val"]
     made_from = sum(i.meta["val"].numel() * i.meta["val"].element_size() for i in _leaves(node))
-    return prod(value.shape) * value.element_size() <= made_from + FOLD_BYTES
+    return bool(prod(value.shape) * value.element_size() <= made_from + FOLD_BYTES)
 
 
 def _leaves(node: Node) -> set[Node]:

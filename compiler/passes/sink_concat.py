@@ -1,7 +1,7 @@
 """f(cat(a, b)) → cat(f(a), f(b)) on the way to an attention: each part's work fuses with what produced it.
 
-Text and image tokens are concatenated in front of the attention, and rotary embeddings come after the concatenation. Pushed up
-into the parts, they fuse into the epilogue of the projections.
+Text and image tokens are concatenated in front of the attention, and rotary embeddings come after the concatenation.
+Pushed up into the parts, they fuse into the epilogue of the projections.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.fx import Node
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import rule_of
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call, is_tensor
+from svdqc.compiler.ir.rewrite import Rewriter, aten, concat_parts, is_call, is_tensor
 from svdqc.compiler.passes.base import PassReport
 
 _RESHAPES = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
@@ -37,8 +37,7 @@ def _bound_for_attention(cat: Node) -> bool:
 
     Tokens are concatenated along an axis before the last; the last one holds features.
     """
-    rank = cat.meta["val"].dim()
-    if int(cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)) % rank == rank - 1:  # type: ignore[call-overload]
+    if concat_parts(cat)[1] == cat.meta["val"].dim() - 1:
         return False
     stack, seen, work = list(cat.users), set(), 0
     while stack:
@@ -66,11 +65,10 @@ class _Split:
 
 def _sink(rw: Rewriter, cat: Node) -> int:
     """Rewrite the readers of `cat` as long as they keep its parts apart; returns how many ops were split."""
-    rank = cat.meta["val"].dim()
-    axis = int(cat.args[1] if len(cat.args) > 1 else cat.kwargs.get("dim", 0)) % rank  # type: ignore[call-overload]
-    if any(not isinstance(p.meta["val"].shape[axis], int) for p in cat.args[0]):  # type: ignore[union-attr]
+    pieces, axis = concat_parts(cat)
+    if any(not isinstance(p.meta["val"].shape[axis], int) for p in pieces):
         return 0
-    splits = {cat: _Split(list(cat.args[0]), axis)}  # type: ignore[arg-type]
+    splits = {cat: _Split(pieces, axis)}
     order = {n: i for i, n in enumerate(rw.graph.nodes)}
     closure: set[Node] = set()
     stack = list(cat.users)
@@ -144,9 +142,7 @@ def _part(
 
 def _split_cat(rw: Rewriter, node: Node, splits: dict[Node, _Split]) -> _Split | None:
     """A concatenation along another axis of values that are split alike."""
-    pieces = list(node.args[0])  # type: ignore[arg-type]
-    rank = node.meta["val"].dim()
-    axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % rank  # type: ignore[call-overload]
+    pieces, axis = concat_parts(node)
     if any(p not in splits for p in pieces):
         return None
     lead = splits[pieces[0]]

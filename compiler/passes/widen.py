@@ -1,7 +1,7 @@
 """16-bit floating activations → float32, weights as they are stored; inputs and outputs keep their types.
 
-CPUs compute in float32. Rounding between ops is dropped, which only brings the result closer to the exact one; weights stay 16 bit on
-disk and are widened by the kernels that read them.
+CPUs compute in float32. Rounding between ops is dropped, which only brings the result closer to the exact one;
+weights stay 16 bit on disk and are widened by the kernels that read them.
 """
 
 from __future__ import annotations
@@ -56,5 +56,3 @@ def _widen_source(rw: Rewriter, node: Node) -> None:
 def _wide_dtype(value: Any) -> Any:
     return torch.float32 if value in NARROW else value
 
-
-assert Node

@@ -21,7 +21,7 @@ class Lifetime:
 
 
 def place(lifetimes: Sequence[Lifetime]) -> tuple[dict[str, int], int]:
-    """(byte offset of each buffer, size of the arena): largest first, each in the lowest gap that its neighbours leave."""
+    """(byte offset of each buffer, size of the arena): largest first, each in the lowest gap its neighbours leave."""
     interference = _interference(lifetimes)
     by_name = {life.name: life for life in lifetimes}
     offsets: dict[str, int] = {}

@@ -53,6 +53,7 @@ class Compiler:
 def find_compiler() -> Compiler:
     """$CXX, else g++, clang++, else the ziglang wheel."""
     chosen = os.environ.get("CXX")
+    candidates: list[tuple[str, ...]]
     candidates = [tuple(shlex.split(chosen))] if chosen else [("g++",), ("clang++",)]
     if not chosen and find_spec("ziglang") is not None:
         candidates.append((sys.executable, "-m", "ziglang", "c++"))

@@ -40,7 +40,8 @@ def difference(case: Call, got: Tensor) -> str | None:
     if bool(equal.all()):
         return None
     first = (~equal).nonzero()[0].tolist()
-    return f"{int((~equal).sum())} of {equal.numel()} differ, first at {first}: got {got[~equal][0]}, expected {want[~equal][0]}"
+    values = f"got {got[~equal][0]}, expected {want[~equal][0]}"
+    return f"{int((~equal).sum())} of {equal.numel()} differ, first at {first}: {values}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

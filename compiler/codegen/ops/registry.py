@@ -33,7 +33,7 @@ Index = tuple[IntExpr, ...]
 class Reader(Protocol):
     """Gives the value of a tensor node at an index: a load, or the node's own expression."""
 
-    def __call__(self, node: Node, idx: Index) -> Scalar: ...
+    def __call__(self, node: Node, idx: Index, /) -> Scalar: ...
 
 
 @dataclass
