@@ -1,9 +1,10 @@
 """Compile the emoji model to 4 bits, draw the same prompts in 16 and in 4 bits, compare.
 
-    python examples/emoji/demo.py [--prompts 24] [--rank 32] [--output out/emoji.png]
+    python examples/emoji/demo.py [--prompts 24] [--rank 32] [--samples 64] [--output out/emoji.png]
 
-The prompts are every n-th name of model/prompts.txt; the samples that calibrate the quantizer come from other names.
-Both versions draw each prompt in turn, with the same noise, on the same threads.
+The prompts are every n-th name of model/prompts.txt. Without --samples the model is quantized from its weights alone;
+the samples come from other names, one call of the model for each. Both versions draw each prompt in turn, with the
+same noise, on the same threads.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +26,50 @@ from sheet import contact_sheet
 import svdqc
 from svdqc.compiler.cli.progress_bar import progress_display
 
-NUM_CALIBRATION_PROMPTS = 8
-KEEP_EVERY = 5
+SAMPLE_STEPS = 4
 
 
-def choose_prompts(count: int) -> tuple[list[str], list[str]]:
-    """Evenly spaced names to draw, and names halfway between them to calibrate with."""
+def choose_prompts(count: int, num_samples: int) -> tuple[list[str], list[str]]:
+    """Evenly spaced names to draw, and evenly spaced other names to calibrate with."""
     names = (MODEL / "prompts.txt").read_text().splitlines()
-    stride = max(len(names) // count, 2)
-    between = names[stride // 2 :: stride]
-    spacing = max(len(between) // NUM_CALIBRATION_PROMPTS, 1)
-    return names[::stride][:count], between[::spacing][:NUM_CALIBRATION_PROMPTS]
+    drawn = names[:: max(len(names) // count, 1)][:count]
+    others = [name for name in names if name not in drawn]
+    num_samples = min(num_samples, len(others))
+    return drawn, [others[i * len(others) // num_samples] for i in range(num_samples)]
 
 
 def calibration_samples(
     model: EagerModel, words: Words, prompts: list[str]
 ) -> list[dict[str, Any]]:
-    """Inputs of every fifth call while the 16-bit model draws `prompts`."""
-    seen: list[dict[str, Any]] = []
-    seeds = [10_000 + i for i in range(len(prompts))]
-    draw(model, words, prompts, seeds, watch=lambda inputs: seen.append(model.tensors(inputs)))
-    return seen[::KEEP_EVERY]
+    """Inputs of one call for each prompt, spread over the time steps of a short drawing.
+
+    Many prompts matter more than many steps: the words' layers see four tokens of a prompt and no others.
+    """
+    samples = []
+    for i, prompt in enumerate(prompts):
+        seen: list[dict[str, Any]] = []
+        watch = partial(_record, model, seen)
+        draw(model, words, [prompt], [10_000 + i], num_steps=SAMPLE_STEPS, watch=watch)
+        samples.append(seen[i % SAMPLE_STEPS])
+    return samples
+
+
+def _record(model: EagerModel, seen: list[dict[str, Any]], inputs: Mapping[str, Any]) -> None:
+    seen.append(model.tensors(inputs))
 
 
 def compile_model(
-    model: EagerModel, samples: list[dict[str, Any]], output: Path, recipe: svdqc.Recipe
+    example: dict[str, Any], samples: list[dict[str, Any]], output: Path, recipe: svdqc.Recipe
 ) -> float:
     """Write the artifact; returns the seconds it took."""
     began = time.perf_counter()
     with progress_display() as progress:
         svdqc.compile(
             MODEL / "transformer",
-            samples[0],
+            example,
             output=output,
             recipe=recipe,
-            calibration=samples,
+            calibration=samples or None,
             progress=progress,
         )
     return time.perf_counter() - began
@@ -82,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=24, help="how many to draw")
     parser.add_argument("--rank", type=int, default=32, help="of the 16-bit low-rank branch")
+    parser.add_argument("--samples", type=int, default=0, help="to calibrate with; 0: none")
     parser.add_argument("--precision", default="int4")
     parser.add_argument("--output", type=Path, default=Path("out/emoji.png"))
     args = parser.parse_args()
@@ -89,18 +102,18 @@ def main() -> None:
     artifact = args.output.with_suffix(".svdq")
 
     words = Words.open(MODEL)
-    prompts, calibration_prompts = choose_prompts(args.prompts)
+    prompts, calibration_prompts = choose_prompts(args.prompts, args.samples)
     eager = EagerModel()
-    print(
-        f"1. 16 bit: drawing {len(calibration_prompts)} other prompts to calibrate with", flush=True
-    )
+    if calibration_prompts:
+        print(f"drawing {len(calibration_prompts)} samples to calibrate with", flush=True)
     samples = calibration_samples(eager, words, calibration_prompts)
+    example = calibration_samples(eager, words, prompts[:1])[0]
 
-    print(f"2. compiling to {artifact}: {args.precision}, rank {args.rank}", flush=True)
+    print(f"compiling to {artifact}: {args.precision}, rank {args.rank}", flush=True)
     recipe = svdqc.Recipe(precision=args.precision, rank=args.rank)
-    compile_seconds = compile_model(eager, samples, artifact, recipe)
+    compile_seconds = compile_model(example, samples, artifact, recipe)
 
-    print("3. drawing every prompt in 16 and in 4 bits, same noise", flush=True)
+    print("drawing every prompt in 16 and in 4 bits, same noise", flush=True)
     quantized = QuantizedModel(artifact)
     (pictures_16, pictures_4), (seconds_16, seconds_4) = draw_both(
         [eager, quantized], words, prompts
