@@ -82,7 +82,8 @@ def load_graph(data: bytes, weights: WeightStore) -> Program:
             f"version {document.get('version')!r}",
             f"use an artifact of version {VERSION}",
         )
-    graph, nodes = Graph(), {}
+    graph = Graph()
+    nodes: dict[str, Node] = {}
     names = iter(document["inputs"])
     for entry in document["nodes"]:
         nodes[entry["name"]] = _add_node(graph, entry, nodes, names)

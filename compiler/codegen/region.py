@@ -162,8 +162,8 @@ class RegionSolver:
         for out_axes, in_axes in reshape_groups(self.shape(node), self.shape(source)):  # type: ignore[arg-type]
             atoms.unify(
                 [x for a in out_axes for x in axes[node][a]],
-                [x for a in in_axes for x in axes[source][a]],
-            )  # type: ignore[index]
+                [x for a in in_axes for x in axes[source][a]],  # type: ignore[index]
+            )
 
     def _relate_reduce(self, node: Node, axes: dict[Node, list[Axis]], atoms: Atoms) -> None:
         source = node.args[0]

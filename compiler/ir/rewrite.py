@@ -131,6 +131,11 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     return node.kwargs.get(name, default)
 
 
+def operands(node: Node) -> tuple[Any, ...]:
+    """Positional arguments of a call whose kinds its op fixes."""
+    return node.args
+
+
 def concat_parts(cat: Node) -> tuple[list[Node], int]:
     """The parts of an aten.cat and the axis, counted from the front."""
     axis = int(argument(cat, 1, "dim", 0)) % cat.meta["val"].dim()

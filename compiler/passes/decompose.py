@@ -57,7 +57,8 @@ def _arg(node: Node, position: int, name: str, default: Any = None) -> Any:
 
 
 def _shape(node: Node) -> torch.Size:
-    return node.meta["val"].shape
+    shape: torch.Size = node.meta["val"].shape
+    return shape
 
 
 def _affine(rw: Rewriter, x: Node, weight: Any, bias: Any) -> Node:
@@ -98,7 +99,7 @@ def _native_layer_norm(rw: Rewriter, node: Node) -> Node | None:
 
 
 def _is_item(node: Node, index: int) -> bool:
-    return getattr(node.target, "__name__", "") == "getitem" and node.args[1] == index
+    return getattr(node.target, "__name__", "") == "getitem" and bool(node.args[1] == index)
 
 
 @_rule(aten.rms_norm.default)

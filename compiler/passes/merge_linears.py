@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call
+from svdqc.compiler.ir.rewrite import Rewriter, argument, aten, is_call, is_weight_cast, operands
 from svdqc.compiler.ir.weights import WeightSpec
 from svdqc.compiler.passes.base import PassReport
 from svdqc.compiler.passes.linear_groups import LinearGroup, linear_groups, weight_node
@@ -41,8 +41,8 @@ def _merge(rw: Rewriter, group: LinearGroup) -> None:
     first = group.linears[0]
     with rw.after(last_input(rw, group)):
         weight = concatenate_weights(
-            rw, [n.args[1] for n in group.linears], f"{group.name}~merged.weight"
-        )  # type: ignore[misc]
+            rw, [operands(n)[1] for n in group.linears], f"{group.name}~merged.weight"
+        )
         bias = concatenate_biases(rw, group)
         merged = rw.call(aten.linear.default, group.x, weight, bias)
         merged.meta["source"] = first.meta.get("source", "")
@@ -89,7 +89,7 @@ def concatenate_weights(rw: Rewriter, weights: list[Node], name: str) -> Node:
 
 
 def concatenate_biases(rw: Rewriter, group: LinearGroup) -> Node | None:
-    biases = [n.args[2] if len(n.args) > 2 else n.kwargs.get("bias") for n in group.linears]
+    biases = [argument(n, 2, "bias") for n in group.linears]
     if all(b is None for b in biases):
         return None
     filled = []
@@ -103,13 +103,11 @@ def concatenate_biases(rw: Rewriter, group: LinearGroup) -> Node | None:
     kinds = {
         (b.op, str(b.target) if b.op == "call_function" else "", b.meta["val"].dtype)
         for b in filled
-    }  # type: ignore[union-attr]
-    if len(kinds) == 1 and _is_plain(filled[0]):  # type: ignore[arg-type]
-        return concatenate_weights(rw, filled, f"{group.name}~merged.bias")  # type: ignore[arg-type]
+    }
+    if len(kinds) == 1 and _is_plain(filled[0]):
+        return concatenate_weights(rw, filled, f"{group.name}~merged.bias")
     return rw.call(aten.cat.default, filled, 0)
 
 
 def _is_plain(node: Node) -> bool:
-    return node.op == "get_attr" or (
-        is_call(node, aten._to_copy.default) and node.args[0].op == "get_attr"
-    )  # type: ignore[union-attr]
+    return node.op == "get_attr" or is_weight_cast(node)

@@ -328,7 +328,8 @@ def strides_of(
 
 def _lead_decode(params: Params, sizes: Index, divisor: str) -> tuple[list[str], list[str]]:
     """C statements that split task / blocks into leading indices l0, l1, …; and their names."""
-    lines, names = [f"int64_t lead = task / {divisor};"], []
+    lines = [f"int64_t lead = task / {divisor};"]
+    names: list[str] = []
     for axis in reversed(range(len(sizes))):
         names.insert(0, f"l{axis}")
         size = params.scalar(sizes[axis], force=True)

@@ -16,6 +16,7 @@ from svdqc.compiler.codegen.rowprogram import Compute, Quantize, Reduce, RowProg
 from svdqc.compiler.codegen.scalar import ITEM_BYTES, Load, cast
 from svdqc.compiler.codegen.storage import Storage
 from svdqc.compiler.ir.intexpr import ZERO, IntExpr, minimum, prod
+from svdqc.compiler.ir.rewrite import operands
 
 UNROLL = 4
 """An innermost loop of at most so many iterations is written out, so that its indices are constants."""
@@ -74,7 +75,7 @@ class StatementPrinter:
     def load(self, load: Load) -> str:
         """The C text of a loaded value; scratch and tiles hold values as they are computed with."""
         node, region = load.source, self.program.region
-        if node is region.anchor and self.tile is not None:
+        if node is not None and node is region.anchor and self.tile is not None:
             name, stride, first = self.tile
             column = self.params.integer(self.program.inner_position(node, load.idx))
             return f"{name}[r * {stride} + {column}{'' if first == '0' else ' - ' + first}]"
@@ -273,7 +274,7 @@ class StatementPrinter:
 
     def _print_quantize(self, statement: Quantize) -> list[str]:
         node, source = statement.node, statement.source
-        _, inv_smooth, lora_down, group, range_name, rotated, shift = node.args
+        _, inv_smooth, lora_down, group, range_name, rotated, shift = operands(node)
         shape = self.program.table.shape(source)
         in_features, rank = shape[-1].const, int(lora_down.meta["val"].shape[0])  # type: ignore[union-attr]
         stride = in_features + 16  # rows a power of two apart would share cache sets

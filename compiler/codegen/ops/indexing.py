@@ -22,6 +22,7 @@ from svdqc.compiler.codegen.scalar import (
     cast,
 )
 from svdqc.compiler.ir.intexpr import IntExpr
+from svdqc.compiler.ir.rewrite import operands
 
 
 def _tensor_at(ctx: ElementContext, value: Any, idx: Index) -> Scalar:
@@ -38,10 +39,9 @@ def _embedding(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
 
 @element_rule("aten.index_select.default")
 def _index_select(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
-    source, axis = node.args[0], int(node.args[1]) % len(idx)  # type: ignore[arg-type]
-    chosen = ctx.indirects.index(
-        _tensor_at(ctx, node.args[2], (idx[axis],)), ctx.shape(source)[axis]
-    )  # type: ignore[arg-type]
+    source, axis, index = operands(node)
+    axis = int(axis) % len(idx)
+    chosen = ctx.indirects.index(_tensor_at(ctx, index, (idx[axis],)), ctx.shape(source)[axis])
     return ctx.read(source, idx[:axis] + (chosen,) + idx[axis + 1 :])  # type: ignore[arg-type]
 
 
