@@ -139,7 +139,7 @@ def test_zoo__int4(name: str, tmp_path: Path) -> None:
     samples = [given, inputs(name)] if name == "pixart" else None
     recipe = svdqc.Recipe(precision="int4", rank=16)
     made = svdqc.compile(model, given, output=path, recipe=recipe, calibration=samples)
-    assert made.report["quantized"] >= 4
+    assert len(made.report["quantized"]) >= 4
     found = result(svdqc.load(path, threads=1), given)
     reference = result(svdqc.reference(path), given)
     coding = relative(reference, eager(model, given))
