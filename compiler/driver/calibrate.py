@@ -55,6 +55,11 @@ class _Reservoir:
         self.seen += rows.shape[0]
         self.rows = held
 
+    def distinct(self) -> Tensor:
+        """[tokens, in_features] without repetitions."""
+        assert self.rows is not None, "a calibrated layer was never reached"
+        return torch.unique(self.rows, dim=0)
+
 
 def calibrate(
     program: Program,
@@ -68,15 +73,17 @@ def calibrate(
     inputs: dict[Node, list[str]] = {}
     for group in groups:
         inputs.setdefault(group.x, []).append(group.name)
-    reservoirs = {node: _Reservoir(FIT_TOKENS + HELD_OUT_TOKENS, generator) for node in inputs}
-
-    def observe(node: Node, value: Any) -> None:
-        if node in reservoirs:
-            reservoirs[node].add(value)
-
-    total = len(samples) if hasattr(samples, "__len__") else 0  # type: ignore[arg-type]
+    fit = {node: _Reservoir(FIT_TOKENS, generator) for node in inputs}
+    held_out = {node: _Reservoir(HELD_OUT_TOKENS, generator) for node in inputs}
+    total = len(samples) if hasattr(samples, "__len__") else 0
     count = 0
     for sample in samples:
+        chosen = held_out if _is_held_out(count, total) else fit
+
+        def observe(node: Node, value: Any, into: dict[Node, _Reservoir] = chosen) -> None:
+            if node in into:
+                into[node].add(value)
+
         run_program(program, _as_inputs(program, sample, count), observe)
         count += 1
         if progress is not None:
@@ -89,14 +96,28 @@ def calibrate(
             "give at least one input dict, or calibration none",
         )
     return {
-        name: _split(reservoirs[node].rows, generator)
+        name: _layer_samples(fit[node], held_out[node], generator)
         for node, names in inputs.items()
         for name in names
     }
 
 
-def _split(rows: Tensor | None, generator: torch.Generator) -> LinearSamples:
-    assert rows is not None
+def _is_held_out(number: int, total: int) -> bool:
+    """Whole samples are held out, the last fifth of them: tokens of one picture resemble each other, and steps of one
+    drawing follow each other, so held-out tokens of the same samples would flatter every choice they judge.
+    """
+    if total:
+        return total >= 5 and number >= total - total // 5
+    return number % 5 == 4
+
+
+def _layer_samples(
+    fit: _Reservoir, held_out: _Reservoir, generator: torch.Generator
+) -> LinearSamples:
+    """Distinct tokens only: a word that every prompt repeats would count as many. A single sample is cut by tokens."""
+    rows = fit.distinct()
+    if held_out.rows is not None:
+        return LinearSamples(rows, held_out.distinct())
     shuffled = rows[torch.randperm(rows.shape[0], generator=generator)]
     cut = max(rows.shape[0] - HELD_OUT_TOKENS, rows.shape[0] * 4 // 5)
     return LinearSamples(shuffled[:cut], shuffled[cut:])
