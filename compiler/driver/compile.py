@@ -39,6 +39,7 @@ from svdqc.compiler.targets.layouts import pack
 from svdqc.compiler.targets.toolchain import build, find_compiler
 from svdqc.errors import SvdqcError
 from svdqc.frontends import capture
+from svdqc.frontends.spec import walk
 from svdqc.runtime import trust
 from svdqc.runtime.library import cpu_features
 
@@ -139,7 +140,10 @@ def compile_model(
             "layers": records,
         },
         source_digest=_source_digest(program),
-        meta={"report": {k: v for k, v in report.items() if k != "layers"}},
+        meta={
+            "report": {k: v for k, v in report.items() if k != "layers"},
+            "constants": _compiled_in(inputs),
+        },
     )
     say("write", len(tensors), max(len(tensors), 1))
     trust.register(*written.trust_digests)
@@ -175,6 +179,12 @@ def _resolved(recipe: Recipe, target: str) -> Recipe:
             "compile", recipe.precision, f"no kernels for it on {target}", "use int4, none or auto"
         )
     return recipe
+
+
+def _compiled_in(inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Python values among the inputs: the graph is specialised to them, and a caller may repeat them."""
+    scalars = (bool, int, float, str)
+    return {name: value for name, value in walk(inputs or {}) if isinstance(value, scalars)}
 
 
 class _Stages:
@@ -232,4 +242,3 @@ def _producer() -> str:
     from svdqc import __version__
 
     return f"svdqc {__version__}"
-

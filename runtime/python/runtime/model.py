@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from svdqc.runtime.errors import BadArgument, UnknownDevice
+from svdqc.runtime.errors import BadArgument, BadInput, UnknownDevice
 from svdqc.runtime.library import BAD_ARGUMENT as _PAST_THE_LAST
 from svdqc.runtime.library import (
     CHECK_ALL_WEIGHTS,
@@ -76,10 +76,16 @@ class Session:
     """Own memory and threads over a shared model. May be called from several threads; calls take turns."""
 
     def __init__(
-        self, handle: _ModelHandle, inputs: tuple[PortInfo, ...], threads: int, profile: bool
+        self,
+        handle: _ModelHandle,
+        inputs: tuple[PortInfo, ...],
+        constants: dict[str, Any],
+        threads: int,
+        profile: bool,
     ) -> None:
         self._handle = handle
         self._ports = {port.name: port for port in inputs}
+        self._constants = constants
         self._turn = threading.Lock()  # `close` waits for a call in another thread
         self._pointer = c.c_void_p()
         self._destroy = library().svdq_session_destroy
@@ -89,7 +95,7 @@ class Session:
         )
 
     def __call__(self, num_outputs: int, /, **inputs: Any) -> Outputs:
-        named = list(flatten(inputs))
+        named = [(n, v) for n, v in flatten(inputs) if not self._is_compiled_in(n, v)]
         tensors = [read_tensor(n, v, self._expected(n)) for n, v in named]
         arguments = _pack(tensors, [n for n, _ in named])
         results = (Tensor * num_outputs)()
@@ -103,6 +109,18 @@ class Session:
         return Outputs(
             (r.name.decode(), kind.finish(o)) for r, o in zip(results, outputs, strict=True)
         )
+
+    def _is_compiled_in(self, name: str, value: Any) -> bool:
+        """Whether an argument is a Python value that the model was compiled with: it may be given again, unchanged."""
+        if name in self._ports or name not in self._constants:
+            return False
+        wanted = self._constants[name]
+        if type(value) is not type(wanted) or value != wanted:
+            raise BadInput(
+                f"[run] '{name}': found {value!r}; the model was compiled with {wanted!r}; "
+                "give that, or compile again with the new value."
+            )
+        return True
 
     def _expected(self, name: str) -> str | None:
         return self._ports[name].dtype if name in self._ports else None
@@ -155,7 +173,8 @@ class Model:
         self.dims = tuple(
             DimInfo(d["name"], d["lo"], d["hi"], d["multiple"]) for d in self._description["dims"]
         )
-        self._session = Session(handle, self.inputs, threads, profile)
+        constants = self._description["meta"].get("constants", {})
+        self._session = Session(handle, self.inputs, constants, threads, profile)
 
     def __call__(self, /, **inputs: Any) -> Outputs:
         return self._session(len(self.outputs), **inputs)
