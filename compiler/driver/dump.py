@@ -1,10 +1,10 @@
 """Debug aids, all in one folder: `svdqc compile --dump FOLDER`, or `dump=` of `svdqc.compile`.
 
-    00-capture.txt … 09-materialize.txt   the graph after each pass: one line per node, then what the pass
-                                          changed, and what it skipped and why
-    regions.txt                           fused regions in order of execution, with rows, block and stored values;
-                                          then every pair of regions that was tried and refused, with the reason
-    kernels/<name>.cpp                    the rendered code of each kernel
+00-capture.txt … 09-materialize.txt   the graph after each pass: one line per node, then what the pass
+                                      changed, and what it skipped and why
+regions.txt                           fused regions in order of execution, with rows, block and stored values;
+                                      then every pair of regions that was tried and refused, with the reason
+kernels/<name>.cpp                    the rendered code of each kernel
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def inspect_model(
     recipe: Recipe | None = None,
     dynamic: str | Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What would be quantized, kept (and why), fused and refused; sizes in bytes. No weight is read but folded constants."""
+    """What would be quantized, kept (and why), fused and refused; sizes in bytes. Only folded constants are read."""
     recipe = _resolved(recipe or Recipe(), target)
     program = capture(model, inputs, dynamic=dynamic)
     run_passes(program, CANONICALIZE)

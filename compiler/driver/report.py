@@ -6,9 +6,8 @@ from collections import Counter
 from typing import Any
 
 from svdqc.compiler.codegen.lower import Lowered, label_of
-from svdqc.compiler.codegen.region import Region
+from svdqc.compiler.codegen.region import FusionPlan, Region
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.codegen.region import FusionPlan
 from svdqc.compiler.passes.linear_groups import block_name
 from svdqc.compiler.passes.select_layers import Decision
 from svdqc.compiler.quantize.recipe import Recipe

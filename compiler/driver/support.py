@@ -68,7 +68,9 @@ def _problem(node: Node) -> str | None:
 
 
 def _is_stored(value: object) -> bool:
-    while isinstance(value, Node) and value.op == "call_function" and "_to_copy" in str(value.target):
+    while (
+        isinstance(value, Node) and value.op == "call_function" and "_to_copy" in str(value.target)
+    ):
         value = value.args[0]
     return isinstance(value, Node) and value.op == "get_attr"
 

@@ -1,6 +1,6 @@
 """A graph as text: one line per node.
 
-    %linear      f32 [1, 77, 64]   aten.linear.default(%x, %w_up, %b_up)          blocks.0.up
+%linear      f32 [1, 77, 64]   aten.linear.default(%x, %w_up, %b_up)          blocks.0.up
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def dump_program(program: Program) -> str:
     width = max((len(n.name) for n in nodes), default=0) + 1
     for node in nodes:
         value = _value(node.meta.get("val"))
-        lines.append(f"%{node.name:<{width}} {value:<24} {_call(node):<60} {_source(node)}".rstrip())
+        lines.append(
+            f"%{node.name:<{width}} {value:<24} {_call(node):<60} {_source(node)}".rstrip()
+        )
     return "\n".join(lines) + "\n"
 
 
