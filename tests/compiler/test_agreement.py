@@ -1,8 +1,8 @@
 """Artifact against reference over a whole 4-bit model, measured in the model's own sensitivity.
 
-A float that differs in its last bit can lie on the other side of a rounding boundary and move a code by one; attention then
-spreads that. So agreement over many layers has a scale of its own: how far the reference moves when its inputs move by
-one unit in the last place. Layer by layer (tests/kernels) codes and integer sums are exact.
+A float that differs in its last bit can lie on the other side of a rounding boundary and move a code by one; attention
+then spreads that. So agreement over many layers has a scale of its own: how far the reference moves when its inputs
+move by one unit in the last place. Layer by layer (tests/kernels) codes and integer sums are exact.
 """
 
 from __future__ import annotations

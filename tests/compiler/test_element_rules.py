@@ -33,10 +33,8 @@ def difference(case: Call, got: Tensor) -> str | None:
     want = case.expected()
     if want.shape != got.shape or want.dtype != got.dtype:
         return f"{list(want.shape)} {want.dtype} expected, got {list(got.shape)} {got.dtype}"
-    if want.is_floating_point():
-        equal = torch.isclose(got, want, equal_nan=True, **tolerance(want))
-    else:
-        equal = got == want
+    exact = not want.is_floating_point()
+    equal = got == want if exact else torch.isclose(got, want, equal_nan=True, **tolerance(want))
     if bool(equal.all()):
         return None
     first = (~equal).nonzero()[0].tolist()

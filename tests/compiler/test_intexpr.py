@@ -68,10 +68,7 @@ def _grow(inner: st.SearchStrategy[Pair]) -> st.SearchStrategy[Pair]:
             return Pair(a.expr // W, lambda v: x(v) // v["W"])
         return Pair(a.expr % (W * divisor), lambda v: x(v) % (v["W"] * divisor))
 
-    ops = ["add", "sub", "mul", "min", "max", "floordiv", "mod", "ceildiv"] + [
-        "floordiv W",
-        "mod W",
-    ]
+    ops = ["add", "sub", "mul", "min", "max", "floordiv", "mod", "ceildiv", "floordiv W", "mod W"]
     return st.builds(combine, st.sampled_from(ops), inner, inner, st.integers(1, 8))
 
 
