@@ -2,8 +2,8 @@
 
     {"version": 1, "inputs": […], "outputs": […], "nodes": [{"name", "op", "target", "args", "kwargs"}, …]}
 
-Arguments are JSON values; a node is {"node": name}, a dtype {"dtype": "float32"}, a float that JSON cannot hold {"float": "inf"}.
-Devices and memory formats are left out: they do not change values.
+Arguments are JSON values; a node is {"node": name}, a dtype {"dtype": "float32"}, a float that JSON cannot hold
+{"float": "inf"}. Devices and memory formats are left out: they do not change values.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+# The svdq:: ops must exist before a graph names them.
+import svdqc.compiler.quantize.ops  # noqa: F401
 from svdqc.compiler.ir.program import Program, TensorSpec
 from svdqc.compiler.ir.weights import LayeredWeights, WeightStore
-from svdqc.compiler.quantize import (
-    ops as _registered,
-)  # the svdq:: ops must exist before a graph names them
 from svdqc.errors import SvdqcError
 
 VERSION = 1
@@ -109,7 +108,8 @@ def _add_node(graph: Graph, entry: dict[str, Any], nodes: dict[str, Node], names
         return node
     args = _decode(entry["args"], nodes)
     if op == "output":
-        return graph.output(args[0])
+        output: Node = graph.output(args[0])
+        return output
     return graph.call_function(
         _target(entry["target"]),
         tuple(args),
@@ -174,6 +174,3 @@ def _decode(value: Any, nodes: dict[str, Node]) -> Any:
         if "float" in value:
             return float(value["float"])
     return value
-
-
-assert _registered

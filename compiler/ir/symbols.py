@@ -32,7 +32,7 @@ class SymbolTable:
     def expr(self, size: int | torch.SymInt | Node) -> IntExpr:
         """The expression of a size; a graph node stands for the SymInt it computes."""
         if isinstance(size, Node):
-            size = size.meta["val"]
+            return self.expr(size.meta["val"])
         if isinstance(size, torch.SymInt):
             return self.size(size.node.expr)
         assert not isinstance(size, torch.SymFloat), f"{size} is no integer"

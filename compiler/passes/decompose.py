@@ -14,7 +14,7 @@ import torch
 from torch.fx import Node
 
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.rewrite import Rewriter, aten, is_tensor
+from svdqc.compiler.ir.rewrite import Rewriter, argument, aten, is_tensor, operands
 from svdqc.compiler.passes.base import PassReport
 from svdqc.compiler.passes.decompose_order import ORDER_RULES
 from svdqc.compiler.passes.decompose_transposed import TRANSPOSED_RULES
@@ -52,10 +52,6 @@ def _rule(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
-def _arg(node: Node, position: int, name: str, default: Any = None) -> Any:
-    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
-
-
 def _shape(node: Node) -> torch.Size:
     shape: torch.Size = node.meta["val"].shape
     return shape
@@ -82,8 +78,8 @@ def _standardize(rw: Rewriter, x: Node, axes: list[int], eps: float) -> Node:
 @_rule(aten.layer_norm.default)
 def _layer_norm(rw: Rewriter, node: Node) -> Node:
     axes = [-1 - a for a in range(len(node.args[1]))]  # type: ignore[arg-type]
-    x = _standardize(rw, node.args[0], axes, _arg(node, 4, "eps", 1e-5))  # type: ignore[arg-type]
-    return _affine(rw, x, _arg(node, 2, "weight"), _arg(node, 3, "bias"))
+    x = _standardize(rw, node.args[0], axes, argument(node, 4, "eps", 1e-5))  # type: ignore[arg-type]
+    return _affine(rw, x, argument(node, 2, "weight"), argument(node, 3, "bias"))
 
 
 @_rule(aten.native_layer_norm.default)
@@ -106,19 +102,20 @@ def _is_item(node: Node, index: int) -> bool:
 def _rms_norm(rw: Rewriter, node: Node) -> Node:
     x = node.args[0]
     axes = [-1 - a for a in range(len(node.args[1]))]  # type: ignore[arg-type]
-    eps = _arg(node, 3, "eps")
+    eps = argument(node, 3, "eps")
     if eps is None:
         eps = torch.finfo(x.meta["val"].dtype).eps  # type: ignore[union-attr]
     mean_square = rw.call(aten.mean.dim, rw.call(aten.mul.Tensor, x, x), axes, True)
     inverse = rw.call(aten.rsqrt.default, rw.call(aten.add.Tensor, mean_square, eps))
-    return _affine(rw, rw.call(aten.mul.Tensor, x, inverse), _arg(node, 2, "weight"), None)
+    return _affine(rw, rw.call(aten.mul.Tensor, x, inverse), argument(node, 2, "weight"), None)
 
 
 @_rule(aten.group_norm.default)
 def _group_norm(rw: Rewriter, node: Node) -> Node:
     """Groups become an axis of their own: [N, C, …] → [N, groups, C / groups, …]."""
     x, groups = node.args[0], int(node.args[1])  # type: ignore[arg-type]
-    weight, bias, eps = _arg(node, 2, "weight"), _arg(node, 3, "bias"), _arg(node, 4, "eps", 1e-5)
+    weight, bias = argument(node, 2, "weight"), argument(node, 3, "bias")
+    eps = argument(node, 4, "eps", 1e-5)
     batch, channels, *space = _sizes(rw, x)  # type: ignore[arg-type]
     width = int(channels) // groups
     grouped = rw.call(aten.reshape.default, x, [batch, groups, width, *space])
@@ -171,7 +168,7 @@ def _sizes(rw: Rewriter, x: Node) -> list[Any]:
 @_rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
 def _softmax(rw: Rewriter, node: Node) -> Node:
     x, axis = node.args[0], [int(node.args[1])]  # type: ignore[arg-type]
-    dtype = _arg(node, 2, "dtype") if "int" in str(node.target) else None
+    dtype = argument(node, 2, "dtype") if "int" in str(node.target) else None
     if dtype is not None:
         x = rw.call(aten._to_copy.default, x, dtype=dtype)
     shifted = rw.call(aten.sub.Tensor, x, rw.call(aten.amax.default, x, axis, True))
@@ -184,10 +181,11 @@ def _softmax(rw: Rewriter, node: Node) -> Node:
 
 @_rule(aten.var.correction, aten.std.correction)
 def _var(rw: Rewriter, node: Node) -> Node | None:
-    x, axes = node.args[0], _arg(node, 1, "dim")
-    correction, keepdim = node.kwargs.get("correction", 1), bool(node.kwargs.get("keepdim", False))
-    axes = list(range(len(_shape(x)))) if axes is None else list(axes)  # type: ignore[arg-type]
-    count = math.prod(_shape(x)[a] for a in axes)  # type: ignore[arg-type]
+    x, axes = operands(node)[0], argument(node, 1, "dim")
+    correction: Any = node.kwargs.get("correction", 1)
+    keepdim = bool(node.kwargs.get("keepdim", False))
+    axes = list(range(len(_shape(x)))) if axes is None else list(axes)
+    count = math.prod(_shape(x)[a] for a in axes)
     if not isinstance(count, int):
         return None
     mean = rw.call(aten.mean.dim, x, axes, True)
@@ -212,26 +210,27 @@ def _addmm(rw: Rewriter, node: Node) -> Node:
 @_rule(aten.mm.default, aten.matmul.default)
 def _matmul(rw: Rewriter, node: Node) -> Node | None:
     """x @ w for a two-dimensional w is a linear with w transposed; anything else becomes a bmm of flattened batches."""
-    x, y = node.args[:2]
-    assert is_tensor(x) and is_tensor(y)
-    if len(_shape(x)) < 2 or len(_shape(y)) < 2:  # type: ignore[arg-type]
+    x, y = operands(node)[:2]
+    assert is_tensor(x)
+    assert is_tensor(y)
+    if len(_shape(x)) < 2 or len(_shape(y)) < 2:
         return _vector_matmul(rw, node)
     if not _has_product_kernel(node):
-        return _summed_products(rw, x, y, node)  # type: ignore[arg-type]
-    if len(_shape(y)) > 2:  # type: ignore[arg-type]
-        return _batched(rw, x, y)  # type: ignore[arg-type]
-    if _is_stored(y):  # type: ignore[arg-type]
+        return _summed_products(rw, x, y, node)
+    if len(_shape(y)) > 2:
+        return _batched(rw, x, y)
+    if _is_stored(y):
         return rw.call(aten.linear.default, x, rw.call(aten.permute.default, y, [1, 0]))
-    *lead, columns = _sizes(rw, x)  # type: ignore[arg-type]
+    *lead, columns = _sizes(rw, x)
     rows = rw.call(aten.reshape.default, x, [1, -1, columns])
     product = rw.call(aten.bmm.default, rows, rw.call(aten.unsqueeze.default, y, 0))
-    return rw.call(aten.reshape.default, product, [*lead, _sizes(rw, y)[1]])  # type: ignore[arg-type]
+    return rw.call(aten.reshape.default, product, [*lead, _sizes(rw, y)[1]])
 
 
 @_rule(aten.linear.default)
 def _linear_of_values(rw: Rewriter, node: Node) -> Node | None:
     """A linear whose weight is computed from inputs is a product of two activations."""
-    x, weight, bias = node.args[0], node.args[1], _arg(node, 2, "bias")
+    x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     if _is_stored(weight) and _has_product_kernel(node):  # type: ignore[arg-type]
         return None
     product = rw.call(aten.matmul.default, x, rw.call(aten.permute.default, weight, [1, 0]))
@@ -336,7 +335,7 @@ def _baddbmm(rw: Rewriter, node: Node) -> Node:
 )
 def _split(rw: Rewriter, node: Node) -> Node | None:
     """Each getitem of a split becomes a slice (or a select) of its source; sizes may be symbolic."""
-    axis = _arg(node, 1 if node.target is aten.unbind.int else 2, "dim", 0)
+    axis = argument(node, 1 if node.target is aten.unbind.int else 2, "dim", 0)
     users = [(user, int(user.args[1])) for user in node.users]  # type: ignore[arg-type]
     for user, position in users:
         if node.target is aten.unbind.int:
@@ -380,30 +379,30 @@ def _conv(rw: Rewriter, node: Node) -> Node | None:
         return values * rank if len(values) == 1 else values
 
     stride, padding, dilation = (
-        each(_arg(node, 3, "stride", 1)),
-        each(_arg(node, 4, "padding", 0)),
-        each(_arg(node, 5, "dilation", 1)),
+        each(argument(node, 3, "stride", 1)),
+        each(argument(node, 4, "padding", 0)),
+        each(argument(node, 5, "dilation", 1)),
     )
     return rw.call(
         aten.convolution.default,
         node.args[0],
         node.args[1],
-        _arg(node, 2, "bias"),
+        argument(node, 2, "bias"),
         stride,
         padding,
         dilation,
         False,
         [0] * rank,
-        _arg(node, 6, "groups", 1),
+        argument(node, 6, "groups", 1),
     )
 
 
 @_rule(aten.pad.default)
 def _pad(rw: Rewriter, node: Node) -> Node | None:
     """Constant padding has an op of its own; reflect, replicate and circular gather along each axis."""
-    x, pad, mode = node.args[0], list(node.args[1]), _arg(node, 2, "mode", "constant")  # type: ignore[arg-type]
+    x, pad, mode = node.args[0], list(node.args[1]), argument(node, 2, "mode", "constant")  # type: ignore[arg-type]
     if mode == "constant":
-        return rw.call(aten.constant_pad_nd.default, x, pad, _arg(node, 3, "value") or 0)
+        return rw.call(aten.constant_pad_nd.default, x, pad, argument(node, 3, "value") or 0)
     rank = len(_shape(x))  # type: ignore[arg-type]
     result: Any = x
     for pair in range(len(pad) // 2):
@@ -427,7 +426,7 @@ def _pad(rw: Rewriter, node: Node) -> Node | None:
 
 @_rule(aten.glu.default)
 def _glu(rw: Rewriter, node: Node) -> Node | None:
-    x, axis = node.args[0], _arg(node, 1, "dim", -1)
+    x, axis = node.args[0], argument(node, 1, "dim", -1)
     size = _shape(x)[axis]  # type: ignore[arg-type]
     if not isinstance(size, int):
         return None
@@ -438,7 +437,7 @@ def _glu(rw: Rewriter, node: Node) -> Node | None:
 
 @_rule(aten.repeat_interleave.self_int)
 def _repeat_interleave(rw: Rewriter, node: Node) -> Node | None:
-    x, count, axis = node.args[0], node.args[1], _arg(node, 2, "dim")
+    x, count, axis = node.args[0], node.args[1], argument(node, 2, "dim")
     if axis is None:
         x, axis = rw.call(aten.reshape.default, x, [-1]), 0
     sizes = _sizes(rw, x)  # type: ignore[arg-type]
@@ -454,7 +453,7 @@ def _repeat_interleave(rw: Rewriter, node: Node) -> Node | None:
 
 @_rule(aten.stack.default)
 def _stack(rw: Rewriter, node: Node) -> Node:
-    axis = _arg(node, 1, "dim", 0)
+    axis = argument(node, 1, "dim", 0)
     pieces = [rw.call(aten.unsqueeze.default, piece, axis) for piece in node.args[0]]  # type: ignore[union-attr]
     return rw.call(aten.cat.default, pieces, axis)
 
@@ -462,7 +461,7 @@ def _stack(rw: Rewriter, node: Node) -> Node:
 @_rule(aten.copy.default)
 def _copy(rw: Rewriter, node: Node) -> Node:
     target = node.meta["val"]
-    value: Any = node.args[1]
+    value: Node = operands(node)[1]
     if value.meta["val"].dtype != target.dtype:
         value = rw.call(aten._to_copy.default, value, dtype=target.dtype)
     if len(value.meta["val"].shape) != len(target.shape) or not _same(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from svdqc.compiler.ir.rewrite import Rewriter, aten
+from svdqc.compiler.ir.rewrite import Rewriter, argument, aten
 
 MOST_SUMMED = 4096
 """A running sum over n elements takes n² / 2 additions here; longer ones are refused."""
@@ -35,13 +35,13 @@ def _first_equal(rw: Rewriter, x: Node, best: Node, axis: int, keepdim: bool) ->
 def _argument(rw: Rewriter, node: Node) -> Node | None:
     """argmax(x) → the least position at which x equals amax(x)."""
     x: Any = node.args[0]
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    keepdim = bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
+    axis = argument(node, 1, "dim")
+    keepdim = bool(argument(node, 2, "keepdim", False))
     if axis is None:
         if keepdim:
             return None
         x, axis = rw.call(aten.reshape.default, x, [-1]), 0
-    axis = int(axis) % max(x.meta["val"].dim(), 1)  # type: ignore[call-overload]
+    axis = int(axis) % max(x.meta["val"].dim(), 1)
     extreme = aten.amax.default if node.target is aten.argmax.default else aten.amin.default
     return _first_equal(rw, x, rw.call(extreme, x, [axis], True), axis, keepdim)
 

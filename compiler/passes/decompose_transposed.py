@@ -7,19 +7,18 @@ from typing import Any
 
 from torch.fx import Node
 
-from svdqc.compiler.ir.rewrite import Rewriter, aten
+from svdqc.compiler.ir.rewrite import Rewriter, aten, operands
 
 
 def _transposed_convolution(rw: Rewriter, node: Node) -> Node | None:
     """x [n, c, …], w [c, out / groups, …]: stride s puts s - 1 zeros between neighbours of x."""
     names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    x: Any = given["input"]
-    weight: Any = given["weight"]
+    given: dict[str, Any] = dict(zip(names, operands(node), strict=False)) | node.kwargs
+    x, weight = given["input"], given["weight"]
     shape, rank = list(x.meta["val"].shape), x.meta["val"].dim() - 2
 
     def each(name: str, default: int) -> list[int]:
-        value: Any = given.get(name, default)
+        value = given.get(name, default)
         values = [value] if isinstance(value, int) else list(value)
         return values * rank if len(values) == 1 else values
 
@@ -27,7 +26,7 @@ def _transposed_convolution(rw: Rewriter, node: Node) -> Node | None:
         return None
     stride, dilation = each("stride", 1), each("dilation", 1)
     padding, extra = each("padding", 0), each("output_padding", 0)
-    groups = int(given.get("groups", 1))  # type: ignore[call-overload]
+    groups = int(given.get("groups", 1))
     kernel = [int(k) for k in weight.meta["val"].shape[2:]]
     around: list[int] = []
     for axis in reversed(range(rank)):

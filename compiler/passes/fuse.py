@@ -1,8 +1,8 @@
 """Graph → fused regions: grow each region from its first node while the result stays one row program.
 
 Nodes are visited in topological order; each tries to join the regions that produce its operands, latest first. A
-merge is kept if the union has a layout (`RegionSolver`), the region graph stays acyclic, and enough rows remain to share
-among threads. Views and cheap broadcast values never form regions: they fold into whoever reads them.
+merge is kept if the union has a layout (`RegionSolver`), the region graph stays acyclic, and enough rows remain to
+share among threads. Views and cheap broadcast values never form regions: they fold into whoever reads them.
 """
 
 from __future__ import annotations

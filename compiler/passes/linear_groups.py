@@ -39,7 +39,9 @@ def weight_node(linear: Node) -> Node | None:
 def layer_name(linear: Node) -> str:
     """`transformer_blocks.0.attn.to_q` for the weight of that name; the op's source for an unnamed one."""
     weight = weight_node(linear)
-    name: str = weight.meta["weight"] if weight is not None else linear.meta.get("source", linear.name)
+    name: str = (
+        weight.meta["weight"] if weight is not None else linear.meta.get("source", linear.name)
+    )
     name = name.split("~")[0]
     return name[: -len(".weight")] if name.endswith(".weight") else name
 

@@ -79,9 +79,7 @@ def _is_strided(node: Node, table: SymbolTable) -> bool:
 
     def read(operand: Node, own: Index) -> Scalar:
         rule = rule_of(operand)
-        folded = rule is not None and (
-            rule.kind in ("view", "creation") or is_weight_cast(operand)
-        )
+        folded = rule is not None and (rule.kind in ("view", "creation") or is_weight_cast(operand))
         if folded and rule is not None and rule.element is not None:
             return rule.element(ElementContext(table, read), operand, own)
         return Load(operand, own, DTYPE_NAMES[operand.meta["val"].dtype])
@@ -106,4 +104,3 @@ def _copy_outputs(rw: Rewriter, report: PassReport) -> None:
         copied.meta["source"] = value.meta.get("source") or copied.meta["source"]
     outputs.args = (copies,)
     report.changed["output"] += len(copies)
-

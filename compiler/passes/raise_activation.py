@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call, is_tensor
+from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call, is_tensor, operands
 from svdqc.compiler.passes.raise_attention import without_cast
 
 Polynomial = dict[tuple[int, int], float]
@@ -91,7 +91,7 @@ def _polynomial(value: Any, known: Mapping[Node, Polynomial], depth: int) -> Pol
     if is_call(value, aten.pow.Tensor_Scalar) and value.args[1] in (2, 3):
         base = _polynomial(value.args[0], known, depth - 1)
         power = base
-        for _ in range(int(value.args[1]) - 1):
+        for _ in range(int(operands(value)[1]) - 1):
             power = _times(power, base)
         return power
     if not is_call(value, aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor):

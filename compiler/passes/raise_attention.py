@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
 
-from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call, is_tensor
+from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call, is_tensor, operands
 
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 _SOFTMAX = (aten.softmax.int, aten._softmax.default)
@@ -28,7 +29,8 @@ def attention(rw: Rewriter, node: Node) -> Node | str | None:
     """matmul(softmax(matmul(q, kᵀ) · scale + mask), v) → attention; q and k may each be scaled."""
     if not is_call(node, *_PRODUCTS):
         return None
-    softmax, v = _softmax_of(node.args[0]), node.args[1]
+    weights, v = operands(node)[:2]
+    softmax = _softmax_of(weights)
     if softmax is None or not is_tensor(v):
         return None
     axis = int(softmax.args[1])  # type: ignore[arg-type]
@@ -66,10 +68,10 @@ def attention(rw: Rewriter, node: Node) -> Node | str | None:
 def without_cast(node: Node) -> Node:
     """The value before casts between floating types: all are float32 in the end."""
     while is_call(node, aten._to_copy.default):
-        source = node.args[0]
+        source = operands(node)[0]
         if not (is_tensor(source) and _is_float(source) and _is_float(node)):
             break
-        node = source  # type: ignore[assignment]
+        node = source
     return node
 
 
@@ -168,9 +170,9 @@ def _leads_to_product(value: object) -> bool:
     return False
 
 
-def _is_minus_infinity(value: object) -> bool:
+def _is_minus_infinity(value: Any) -> bool:
     if is_call(value, aten.full.default, aten.scalar_tensor.default):
-        value = value.args[1 if value.target is aten.full.default else 0]  # type: ignore[union-attr]
+        value = value.args[1 if value.target is aten.full.default else 0]
     return isinstance(value, float) and value == -math.inf
 
 

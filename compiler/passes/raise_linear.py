@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call, is_tensor
+from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call, is_tensor, operands
 from svdqc.compiler.ir.weights import WeightSpec
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
@@ -21,10 +21,10 @@ def matmul_of_weight(rw: Rewriter, node: Node) -> Node | None:
     """x @ w → linear(x, wᵀ) for a stored matrix w."""
     if not is_call(node, aten.matmul.default, aten.mm.default):
         return None
-    x, weight = node.args[:2]
+    x, weight = operands(node)[:2]
     if not is_tensor(x) or x.meta["val"].dim() < 2 or not _is_stored(weight, 2):
         return None
-    return rw.call(aten.linear.default, x, _transposed_weight(rw, weight))  # type: ignore[arg-type]
+    return rw.call(aten.linear.default, x, _transposed_weight(rw, weight))
 
 
 def addmm_of_weight(rw: Rewriter, node: Node) -> Node | None:

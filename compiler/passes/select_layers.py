@@ -1,7 +1,8 @@
 """Which linears are quantized, by rule, with the reason for each that is kept; patterns override the rule.
 
-Kept in 16 bit: layers outside of repeated blocks (embedders, the final projection), modulation layers (one row per image
-instead of one per token), cross-attention keys and values of PixArt and SANA, and whatever does not divide into groups.
+Kept in 16 bit: layers outside of repeated blocks (embedders, the final projection), modulation layers (one row per
+image instead of one per token), cross-attention keys and values of PixArt and SANA, and whatever does not divide into
+groups.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch
 from torch.fx import Node
 
 from svdqc.compiler.codegen.ops import anchors
@@ -134,6 +134,3 @@ class _Ancestry:
 
 def _is_anchor(node: Node) -> bool:
     return str(node.target) in _CONTEXT
-
-
-assert torch

@@ -29,8 +29,8 @@ def widen(program: Program) -> PassReport:
                 _widen_source(rw, node)
                 report.changed["widened"] += 1
         elif node.op == "call_function" and "widened" not in node.meta:
-            node.args = map_aggregate(node.args, _wide_dtype)  # type: ignore[assignment]
-            node.kwargs = map_aggregate(node.kwargs, _wide_dtype)  # type: ignore[assignment]
+            node.args = map_aggregate(node.args, _wide_dtype)
+            node.kwargs = map_aggregate(node.kwargs, _wide_dtype)
             node.meta["val"] = rw.fake_value(node)
     results = []
     for value, dtype in zip(outputs.args[0], wanted, strict=True):
@@ -55,4 +55,3 @@ def _widen_source(rw: Rewriter, node: Node) -> None:
 
 def _wide_dtype(value: Any) -> Any:
     return torch.float32 if value in NARROW else value
-
