@@ -43,7 +43,8 @@ class AccessMaps:
 
     def _compute(self, node: Node) -> tuple[Access, ...]:
         rule = rule_of(node)
-        assert rule is not None and rule.element is not None, f"{node} has no element rule"
+        assert rule is not None, f"{node} has no rule"
+        assert rule.element is not None, f"{node} has no element rule"
         found: list[Access] = []
 
         def read(operand: Node, idx: Index) -> Scalar:

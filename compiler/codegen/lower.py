@@ -177,5 +177,4 @@ def label_of(region: Region) -> str:
 
 def _outputs(program: Program) -> tuple[Node, ...]:
     outputs = next(n for n in program.graph_module.graph.nodes if n.op == "output")
-    return tuple(outputs.args[0])  # type: ignore[arg-type]
-
+    return tuple(outputs.args[0])

@@ -81,10 +81,10 @@ class Memory(Mapping[Node, Storage]):
 
     def _place_outputs(self) -> None:
         outputs = next(n for n in self._graph.nodes if n.op == "output")
-        for position, value in enumerate(outputs.args[0]):  # type: ignore[arg-type]
+        for position, value in enumerate(outputs.args[0]):
             key = BufferKey("output", str(position))
-            shape, dtype = self._table.shape(value), DTYPE_NAMES[value.meta["val"].dtype]  # type: ignore[arg-type,union-attr]
-            self._storages[value] = dense(key, dtype, shape)  # type: ignore[index]
+            shape, dtype = self._table.shape(value), DTYPE_NAMES[value.meta["val"].dtype]
+            self._storages[value] = dense(key, dtype, shape)
             self.num_bytes[key] = dense_bytes(dtype, shape)
 
     def _place_concats(self) -> None:

@@ -1,8 +1,8 @@
 """A fused region: the nodes one kernel computes, and how its rows cut them.
 
-A region is a row program: an optional anchor (linear, attention, convolution, batched matmul) and the graph's own pointwise
-and row ops around it. Its outer atoms enumerate rows; a task computes a block of rows, all of each row's inner atoms. `solve` decides
-whether a set of nodes can be one region.
+A region is a row program: an optional anchor (linear, attention, convolution, batched matmul) and the graph's own
+pointwise and row ops around it. Its outer atoms enumerate rows; a task computes a block of rows, all of each row's
+inner atoms. `solve` decides whether a set of nodes can be one region.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ def _sizes_match(atoms: Atoms, lhs: Axis, rhs: Axis) -> bool:
 
 
 def tiles_columns(nodes: list[Node], stored: list[Node], anchor: Node, layout: Layout) -> bool:
-    """Whether every value of the region is a function of one column of the anchor: then columns can be split among tasks."""
+    """Whether every value of the region depends on one column of the anchor: then columns can be split among tasks."""
     if str(anchor.target) not in (anchors.LINEAR, anchors.LINEAR_S4):
         return False
     columns = layout.inner(anchor)

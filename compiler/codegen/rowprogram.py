@@ -1,7 +1,7 @@
 """A region as a row program: statements over a block of rows, in order.
 
-Each statement is a loop nest over one value's inner atoms. Values live in memory (`stored`), in scratch for the block's rows
-(`resident`), or nowhere: then their expression is folded into the readers.
+Each statement is a loop nest over one value's inner atoms. Values live in memory (`stored`), in scratch for the block's
+rows (`resident`), or nowhere: then their expression is folded into the readers.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class RowProgram:
         if node is self.region.anchor:
             return self.read(node, idx)
         rule = rule_of(node)
-        assert rule is not None and rule.element is not None, f"{node}: no element rule"
+        assert rule is not None, f"{node}: no rule"
+        assert rule.element is not None, f"{node}: no element rule"
         return rule.element(ElementContext(self.table, self.read, self.indirects), node, idx)
 
     def lives(self, node: Node) -> bool:
@@ -152,7 +153,7 @@ class RowProgram:
         return tuple(result)
 
     def inner_position(self, node: Node, idx: Index) -> IntExpr:
-        """Where element `idx` of a resident value lies in its row of scratch; checks that the row is the current one."""
+        """Where element `idx` of a resident value lies in its row of scratch; checks that this row is current."""
         layout = self.region.layout
         position = ZERO
         for axis, i in zip(layout.axes[node], idx, strict=True):

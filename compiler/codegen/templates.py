@@ -1,4 +1,4 @@
-"""Render templates in the house dialect: statements `//%`, comments `//#`, values `${…}`; undefined names are errors."""
+"""Render templates in the house dialect: statements `//%`, comments `//#`, values `${…}`; undefined names fail."""
 
 from __future__ import annotations
 

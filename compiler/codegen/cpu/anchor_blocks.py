@@ -18,6 +18,7 @@ from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.codegen.scalar import Load
 from svdqc.compiler.codegen.storage import Storage
 from svdqc.compiler.ir.intexpr import ZERO, IntExpr, index, prod
+from svdqc.compiler.ir.rewrite import argument, operands
 from svdqc.compiler.targets.cpu_scratch import attention_scratch_bytes, conv_scratch_bytes
 from svdqc.compiler.targets.layouts import conv_layout
 
@@ -100,10 +101,6 @@ def _headers(*extra: str) -> list[str]:
     return ["rows.h", *extra]
 
 
-def _call(node: Node, position: int, name: str, default: Any = None) -> Any:
-    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
-
-
 # ---- linears
 
 
@@ -153,7 +150,7 @@ def _linear(
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
-    x, weight, bias = anchor.args[0], anchor.args[1], _call(anchor, 2, "bias")
+    x, weight, bias = anchor.args[0], anchor.args[1], argument(anchor, 2, "bias")
     out_features, in_features = (int(s) for s in weight.meta["val"].shape)  # type: ignore[union-attr]
     storage = printer.storages.packed(weight_source(weight), "gemm_n16")  # type: ignore[arg-type]
     declaration, ldo = _tile(printer, block, out_features)
@@ -240,13 +237,13 @@ def _linear_s4(
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
-    codes, scale, low, w_codes, w_scale, lora_up, bias = anchor.args
-    out_features, in_features = (int(s) for s in w_codes.meta["val"].shape)  # type: ignore[union-attr]
-    groups, rank = int(scale.meta["val"].shape[-1]), int(lora_up.meta["val"].shape[1])  # type: ignore[union-attr]
+    codes, scale, low, w_codes, w_scale, lora_up, bias = operands(anchor)
+    out_features, in_features = (int(s) for s in w_codes.meta["val"].shape)
+    groups, rank = int(scale.meta["val"].shape[-1]), int(lora_up.meta["val"].shape[1])
     group = in_features // groups
     declaration, ldo = _tile(printer, block, out_features)
     packed = printer.scratch.take(IntExpr.of(block.rows * (in_features + 8 * groups)))
-    quantize = codes.args[0]  # type: ignore[union-attr]
+    quantize = codes.args[0]
     columns, num_tasks = _column_context(program, block, out_features)
     storages = printer.storages
     context = {
@@ -255,13 +252,13 @@ def _linear_s4(
         "group": group,
         "rank": rank,
         "ldo": ldo,
-        "range": RANGES[str(quantize.args[4])],  # type: ignore[union-attr]
+        "range": RANGES[str(quantize.args[4])],
         "codes": printer.pointer(storages[codes]),
-        "scale": printer.pointer(storages[scale]),  # type: ignore[index]
-        "low": printer.pointer(storages[low]) if rank else "",  # type: ignore[index]
-        "w": f"reinterpret_cast<const uint8_t*>({printer.pointer(storages.packed(w_codes, 's4_n16k4'))})",  # type: ignore[arg-type]
-        "w_scale": printer.pointer(storages.packed(w_scale, "bf16_scale_n16")),  # type: ignore[arg-type]
-        "lora_up": printer.pointer(storages.packed(lora_up, "gemm_n16")) if rank else "",  # type: ignore[arg-type]
+        "scale": printer.pointer(storages[scale]),
+        "low": printer.pointer(storages[low]) if rank else "",
+        "w": f"reinterpret_cast<const uint8_t*>({printer.pointer(storages.packed(w_codes, 's4_n16k4'))})",
+        "w_scale": printer.pointer(storages.packed(w_scale, "bf16_scale_n16")),
+        "lora_up": printer.pointer(storages.packed(lora_up, "gemm_n16")) if rank else "",
         **_bias(printer, bias),
         **columns,
     }
@@ -316,7 +313,7 @@ def strides_of(
             strides.append(ZERO)
             continue
         (monomial,) = i.terms
-        stride = address.coefficient_of(monomial[0])  # type: ignore[arg-type]
+        stride = address.coefficient_of(monomial[0])
         if stride is None:
             return None
         strides.append(stride)
@@ -354,15 +351,15 @@ def _attention(
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
-    q, k, v = anchor.args[:3]
-    mask, causal = _call(anchor, 3, "attn_mask"), bool(_call(anchor, 5, "is_causal", False))
-    q_shape, v_shape = program.table.shape(q), program.table.shape(v)  # type: ignore[arg-type]
+    q, k, v = operands(anchor)[:3]
+    mask, causal = argument(anchor, 3, "attn_mask"), bool(argument(anchor, 5, "is_causal", False))
+    q_shape, v_shape = program.table.shape(q), program.table.shape(v)
     head_dim, v_dim = q_shape[-1].const, v_shape[-1].const
     lead, q_len, kv_len = q_shape[:-2], q_shape[-2], v_shape[-2]
     decode, names = _lead_decode(params, lead, "blocks")
-    operands = {
+    sources = {
         name: strided(program, printer, node) for name, node in (("q", q), ("k", k), ("v", v))
-    }  # type: ignore[arg-type]
+    }
     declarations: list[str] = []
     if anchor in program.region.stored:
         out = printer.storages[anchor]
@@ -372,7 +369,7 @@ def _attention(
         declaration, ldo = _tile(printer, block, v_dim)
         declarations.append(declaration)
         out_text, out_row = f"tile - query_begin * {ldo}", str(ldo)
-    scale = _call(anchor, 6, "scale")
+    scale = argument(anchor, 6, "scale")
     context: dict[str, Any] = {
         "decode": decode,
         "q_len": params.scalar(q_len, force=True),
@@ -385,14 +382,14 @@ def _attention(
         "out_row": out_row,
         "scale": f"{(float(scale) if scale is not None else head_dim**-0.5)!r}f",
     }
-    for name, operand in operands.items():
+    for name, operand in sources.items():
         context[name] = _at(
             params,
             operand,
             _grouped_heads(
                 params, names, lead, program.table.shape({"q": q, "k": k, "v": v}[name]), name
             ),
-        )  # type: ignore[arg-type]
+        )
         context[f"{name}_row"] = params.scalar(operand.strides[-2])
         context[f"{name}_col"] = (
             params.scalar(operand.strides[-1]) if operand.strides[-1] != 0 else "1"
@@ -436,16 +433,16 @@ def _convolution(
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
-    x, weight, bias, stride, padding, dilation, transposed, _, groups = anchor.args[:9]
-    rank = len(stride)  # type: ignore[arg-type]
-    in_shape, out_shape = program.table.shape(x), program.table.shape(anchor)  # type: ignore[arg-type]
-    w_shape = [int(s) for s in weight.meta["val"].shape]  # type: ignore[union-attr]
-    in_channels, out_channels, groups = in_shape[1].const, out_shape[1].const, int(groups)  # type: ignore[call-overload]
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = operands(anchor)[:9]
+    rank = len(stride)
+    in_shape, out_shape = program.table.shape(x), program.table.shape(anchor)
+    w_shape = [int(s) for s in weight.meta["val"].shape]
+    in_channels, out_channels, groups = in_shape[1].const, out_shape[1].const, int(groups)
     group_channels, group_outputs = in_channels // groups, out_channels // groups
     depthwise = is_depthwise(anchor, in_channels, out_channels)
-    operand = strided(program, printer, x)  # type: ignore[arg-type]
+    operand = strided(program, printer, x)
     layout = "depthwise" if depthwise else conv_layout(groups, bool(transposed))
-    storage = printer.storages.packed(weight_source(weight), layout)  # type: ignore[arg-type]
+    storage = printer.storages.packed(weight_source(weight), layout)
     if depthwise:
         storage = replace(storage, dtype="f32")
     names = ("d", "h", "w")[3 - rank :]
@@ -462,7 +459,7 @@ def _convolution(
             (f"k_{name}", str(w_shape[2 + a])),
             (f"stride_{name}", str(stride[a])),
             (f"pad_{name}", str(padding[a])),
-            (f"dil_{name}", str(dilation[a])),  # type: ignore[index]
+            (f"dil_{name}", str(dilation[a])),
         ]
     if transposed:
         fields.append(("transposed", "true"))
@@ -505,7 +502,7 @@ def _convolution(
 
 def is_depthwise(anchor: Node, in_channels: int, out_channels: int) -> bool:
     """One filter per channel, which has a kernel of its own."""
-    return int(anchor.args[8]) == in_channels == out_channels > 1 and not anchor.args[6]  # type: ignore[call-overload]
+    return int(operands(anchor)[8]) == in_channels == out_channels > 1 and not anchor.args[6]
 
 
 def _bmm(
@@ -513,11 +510,11 @@ def _bmm(
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
-    x, w = anchor.args[:2]
-    batch, m, k = program.table.shape(x)  # type: ignore[arg-type]
-    n = program.table.shape(w)[-1]  # type: ignore[arg-type]
+    x, w = operands(anchor)[:2]
+    batch, m, k = program.table.shape(x)
+    n = program.table.shape(w)[-1]
     decode, names = _lead_decode(params, (batch,), "blocks")
-    operand = strided(program, printer, w)  # type: ignore[arg-type]
+    operand = strided(program, printer, w)
     width = n.ceildiv(16) * 16
     tile = printer.scratch.take(width * block.rows * 4)
     x_tile = printer.scratch.take(k * block.rows * 4)
@@ -538,7 +535,7 @@ def _bmm(
         "w_n": params.scalar(operand.strides[2]),
         "ldo": params.scalar(width),
     }
-    before = printer.gather(x, "x_tile", params.scalar(k))  # type: ignore[arg-type]
+    before = printer.gather(x, "x_tile", params.scalar(k))
     return AnchorCode(
         "cpu/bmm.cpp.j2",
         context,

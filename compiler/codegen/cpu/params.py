@@ -23,7 +23,7 @@ C_TYPES = {
 
 @dataclass
 class BufferParam:
-    """A pointer to `buffer` + `offset` elements; `reach` bounds the elements touched from there (None: all that follow)."""
+    """A pointer to `buffer` + `offset` elements; `reach` bounds the elements touched there (None: all that follow)."""
 
     buffer: BufferKey
     dtype: str
@@ -72,16 +72,14 @@ class Params:
             sizes = tuple(a for a in monomial if not _has_loop(a))
             groups[loops] = groups.get(loops, ZERO) + IntExpr({sizes: coefficient})
         parts = []
-        for loops, coefficient in sorted(
-            groups.items(), key=lambda g: [str(a.key()) for a in g[0]]
-        ):
+        for loops, factor in sorted(groups.items(), key=lambda g: [str(a.key()) for a in g[0]]):
             if not loops:
-                parts.append(self.scalar(coefficient))
+                parts.append(self.scalar(factor))
                 continue
             outer = any(isinstance(a, Sym) and a.name.startswith("o") for a in loops)
             factors = [self._atom(a) for a in loops]
-            if coefficient != 1:
-                factors.append(self.scalar(coefficient, force=outer))
+            if factor != 1:
+                factors.append(self.scalar(factor, force=outer))
             parts.append(" * ".join(factors))
         return "(" + " + ".join(parts) + ")" if len(parts) > 1 else (parts[0] if parts else "0")
 

@@ -75,9 +75,10 @@ class StatementPrinter:
     def load(self, load: Load) -> str:
         """The C text of a loaded value; scratch and tiles hold values as they are computed with."""
         node, region = load.source, self.program.region
-        if node is not None and node is region.anchor and self.tile is not None:
+        anchor = region.anchor
+        if anchor is not None and node is anchor and self.tile is not None:
             name, stride, first = self.tile
-            column = self.params.integer(self.program.inner_position(node, load.idx))
+            column = self.params.integer(self.program.inner_position(anchor, load.idx))
             return f"{name}[r * {stride} + {column}{'' if first == '0' else ' - ' + first}]"
         if node in self._scratch_names:
             position = self.program.inner_position(node, load.idx)
@@ -276,23 +277,23 @@ class StatementPrinter:
         node, source = statement.node, statement.source
         _, inv_smooth, lora_down, group, range_name, rotated, shift = operands(node)
         shape = self.program.table.shape(source)
-        in_features, rank = shape[-1].const, int(lora_down.meta["val"].shape[0])  # type: ignore[union-attr]
+        in_features, rank = shape[-1].const, int(lora_down.meta["val"].shape[0])
         stride = in_features + 16  # rows a power of two apart would share cache sets
         x = f"x{len(self._scratch_names) + len(self.declarations)}"
         self._declare_scratch(x, "float", IntExpr.of(stride))
         lines = self.gather(source, x, str(stride))
         codes, scale, low = (self._item_pointer(node, i) for i in range(3))
-        smooth = self._whole(self.storages[inv_smooth], "read")  # type: ignore[index]
+        smooth = self._whole(self.storages[inv_smooth], "read")
         template = (
             f"{group}, svdq::ActRange::{RANGES[str(range_name)]}, {'true' if rotated else 'false'}"
         )
         lines.append(
-            f"svdq::quantize_s4<{template}>(rows, {in_features}, {x}, {stride}, {smooth}, {float(shift)!r}f, "  # type: ignore[arg-type]
+            f"svdq::quantize_s4<{template}>(rows, {in_features}, {x}, {stride}, {smooth}, {float(shift)!r}f, "
             f"{x}, {stride}, {codes} + row_begin * {in_features}, "
-            f"{scale} + row_begin * {in_features // int(group)});"  # type: ignore[call-overload]
+            f"{scale} + row_begin * {in_features // int(group)});"
         )
         if rank:
-            lines += self._project_down(lora_down, x, in_features, stride, rank, low)  # type: ignore[arg-type]
+            lines += self._project_down(lora_down, x, in_features, stride, rank, low)
         return lines
 
     def _project_down(
@@ -312,7 +313,10 @@ class StatementPrinter:
         )
         if rank % 16 == 0:
             return [call]
-        copy = f"for (int64_t j = 0; j < {rank}; ++j) {low}[(row_begin + r) * {rank} + j] = {target}[r * {row_stride} + j];"
+        copy = (
+            f"for (int64_t j = 0; j < {rank}; ++j) {low}[(row_begin + r) * {rank} + j] = "
+            f"{target}[r * {row_stride} + j];"
+        )
         return [call, f"for (int64_t r = 0; r < rows; ++r) {copy}"]
 
     def _item_pointer(self, node: Node, position: int) -> str:

@@ -285,6 +285,8 @@ def _float_test(target: str, build: Callable[[Scalar], Scalar]) -> None:
 
 
 _float_test("aten.isnan.default", lambda x: Op("ne", (x, x), "bool"))
+
+
 def _is_infinite(x: Scalar) -> Scalar:
     if x.dtype not in FLOATS:
         return Const(False, "bool")

@@ -42,14 +42,14 @@ def _index_select(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     source, axis, index = operands(node)
     axis = int(axis) % len(idx)
     chosen = ctx.indirects.index(_tensor_at(ctx, index, (idx[axis],)), ctx.shape(source)[axis])
-    return ctx.read(source, idx[:axis] + (chosen,) + idx[axis + 1 :])  # type: ignore[arg-type]
+    return ctx.read(source, (*idx[:axis], chosen, *idx[axis + 1 :]))
 
 
 @element_rule("aten.gather.default")
 def _gather(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     source, axis = node.args[0], int(node.args[1]) % len(idx)  # type: ignore[arg-type]
     chosen = ctx.indirects.index(_tensor_at(ctx, node.args[2], idx), ctx.shape(source)[axis])  # type: ignore[arg-type]
-    return ctx.read(source, idx[:axis] + (chosen,) + idx[axis + 1 :])  # type: ignore[arg-type]
+    return ctx.read(source, (*idx[:axis], chosen, *idx[axis + 1 :]))  # type: ignore[arg-type]
 
 
 @element_rule("aten.index.Tensor", "aten._unsafe_index.Tensor")
@@ -60,7 +60,7 @@ def _index(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     shape = ctx.shape(source)  # type: ignore[arg-type]
     indices += [None] * (len(shape) - len(indices))
     used = [a for a, i in enumerate(indices) if i is not None]
-    rank = max(len(ctx.shape(indices[a])) for a in used)  # type: ignore[arg-type]
+    rank = max(len(ctx.shape(indices[a])) for a in used)
     adjacent = used == list(range(used[0], used[-1] + 1))
     first = used[0] if adjacent else 0
     shared = idx[first : first + rank]

@@ -60,7 +60,7 @@ class ElementContext:
         size = value.meta["val"] if isinstance(value, Node) else value
         if isinstance(size, torch.SymFloat):
             return cast(real_value(size.node.expr, self.table), dtype)
-        if isinstance(value, Node) or isinstance(value, torch.SymInt):
+        if isinstance(value, (Node, torch.SymInt)):
             return cast(IndexValue(self.table.expr(value)), dtype)
         if isinstance(value, bool):
             return cast(Const(value, "bool"), dtype)

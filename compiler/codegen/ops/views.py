@@ -15,6 +15,7 @@ from svdqc.compiler.codegen.ops.registry import (
 )
 from svdqc.compiler.codegen.scalar import Const, Scalar, both, compare_index, guarded
 from svdqc.compiler.ir.intexpr import ONE, ZERO, IntExpr, maximum, minimum, prod
+from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.ir.symbols import Shape
 
 RESHAPES = (
@@ -100,8 +101,8 @@ def _reshape(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
 def _permute(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     source, order = _node(node.args[0]), node.args[1]
     own: list[IntExpr] = [ZERO] * len(idx)
-    for position, axis in enumerate(order):  # type: ignore[arg-type,union-attr]
-        own[int(axis) % len(idx)] = idx[position]  # type: ignore[arg-type]
+    for position, axis in enumerate(order):  # type: ignore[arg-type]
+        own[int(axis) % len(idx)] = idx[position]
     return ctx.read(source, tuple(own))
 
 
@@ -156,7 +157,7 @@ def _select(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     shape = ctx.shape(source)
     axis = int(node.args[1]) % len(shape)  # type: ignore[arg-type]
     position = _from_end(ctx.size(node.args[2]), shape[axis])
-    return ctx.read(source, idx[:axis] + (position,) + idx[axis:])
+    return ctx.read(source, (*idx[:axis], position, *idx[axis:]))
 
 
 def slice_start(ctx: ElementContext, node: Node) -> tuple[int, IntExpr, IntExpr]:
@@ -171,7 +172,7 @@ def slice_start(ctx: ElementContext, node: Node) -> tuple[int, IntExpr, IntExpr]
 @element_rule("aten.slice.Tensor", kind="view")
 def _slice(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     axis, first, step = slice_start(ctx, node)
-    own = idx[:axis] + (first + idx[axis] * step,) + idx[axis + 1 :]
+    own = (*idx[:axis], first + idx[axis] * step, *idx[axis + 1 :])
     return ctx.read(_node(node.args[0]), own)
 
 
@@ -180,7 +181,7 @@ def _narrow(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     axis = int(node.args[1]) % len(idx)  # type: ignore[arg-type]
     source = _node(node.args[0])
     first = _from_end(ctx.size(node.args[2]), ctx.shape(source)[axis])
-    return ctx.read(source, idx[:axis] + (idx[axis] + first,) + idx[axis + 1 :])
+    return ctx.read(source, (*idx[:axis], idx[axis] + first, *idx[axis + 1 :]))
 
 
 @element_rule("aten.cat.default", kind="view")
@@ -194,7 +195,7 @@ def _cat(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
         start, end = end, end + ctx.shape(piece)[axis]  # type: ignore[arg-type]
         if idx[axis].lower() >= end.upper() or idx[axis].upper() < start.lower():
             continue
-        own = idx[:axis] + (idx[axis] - start,) + idx[axis + 1 :]
+        own = (*idx[:axis], idx[axis] - start, *idx[axis + 1 :])
         branches.append(
             (compare_index(idx[axis], "lt", end), ctx.operand(piece, own, dtype_of(node)))
         )
@@ -223,7 +224,7 @@ def _constant_pad(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     own, inside = list(idx), _true()
     for pair in range(len(node.args[1]) // 2):  # type: ignore[arg-type]
         axis = len(shape) - 1 - pair
-        own[axis] = idx[axis] - ctx.size(node.args[1][2 * pair])  # type: ignore[index,arg-type]
+        own[axis] = idx[axis] - ctx.size(node.args[1][2 * pair])  # type: ignore[index]
         inside = both(
             inside,
             both(compare_index(own[axis], "ge", 0), compare_index(own[axis], "lt", shape[axis])),
@@ -248,12 +249,12 @@ def _roll(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     axes = argument(node, 2, "dims", [])
     if not axes:  # the flattened tensor is rolled
         total = prod(shape)
-        (shift,) = node.args[1]  # type: ignore[misc,union-attr]
+        (shift,) = operands(node)[1]
         position = (linearize(idx, shape) - ctx.size(shift) % total + total) % total
         return ctx.read(source, delinearize(position, shape))
     for shift, axis in zip(node.args[1], axes, strict=True):  # type: ignore[arg-type]
         a = int(axis) % len(shape)
-        own[a] = (idx[a] - ctx.size(shift) + shape[a]) % shape[a]  # type: ignore[arg-type]
+        own[a] = (idx[a] - ctx.size(shift) + shape[a]) % shape[a]
     return ctx.read(source, tuple(own))
 
 
@@ -279,7 +280,7 @@ def _slice_scatter(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     inside = both(compare_index(idx[axis], "ge", first), compare_index(idx[axis], "lt", last))
     if step != 1:
         inside = both(inside, compare_index(ONE - minimum(offset % step, ONE), "ge", 1))
-    own = idx[:axis] + (offset // step,) + idx[axis + 1 :]
+    own = (*idx[:axis], offset // step, *idx[axis + 1 :])
     return guarded(
         inside,
         ctx.operand(node.args[1], own, dtype_of(node)),
@@ -290,7 +291,7 @@ def _slice_scatter(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
 @element_rule("aten.select_scatter.default", kind="view")
 def _select_scatter(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     axis = int(node.args[2]) % len(idx)  # type: ignore[arg-type]
-    position = _from_end(ctx.size(node.args[3]), ctx.shape(node)[axis])  # type: ignore[arg-type]
+    position = _from_end(ctx.size(node.args[3]), ctx.shape(node)[axis])
     chosen = both(
         compare_index(idx[axis], "ge", position), compare_index(idx[axis], "lt", position + 1)
     )
