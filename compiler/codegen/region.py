@@ -239,6 +239,10 @@ class RegionSolver:
             has_inner = row.lower() >= 64 or not outer
         return tuple(outer)
 
+    def _rows(self, layout: Layout, node: Node) -> tuple[int, ...]:
+        """The atoms of all axes but the last."""
+        return tuple(a for axis in layout.axes[node][:-1] for a in layout.atoms.leaves(axis))
+
     def _check(
         self,
         layout: Layout,
@@ -252,11 +256,8 @@ class RegionSolver:
             missing = [a for a in layout.outer if a not in flat]
             if missing:
                 raise CannotFuse("a stored value has fewer rows than the region")
-            if (
-                str(node.target) == anchors.QUANTIZE_S4
-                and tuple(flat[: len(layout.outer)]) != layout.outer
-            ):
-                raise CannotFuse("quantized rows in another order")
+            if str(node.target) == anchors.QUANTIZE_S4 and self._rows(layout, node) != layout.outer:
+                raise CannotFuse("the rows to quantize are not the region's")
             if len(set(flat)) != len(flat):
                 raise CannotFuse("an axis meets itself")
         if (
@@ -264,9 +265,7 @@ class RegionSolver:
             and str(anchor.target) == anchors.LINEAR
             and anchor.args[0] in members
         ):
-            x = anchor.args[0]
-            lead = [a for axis in layout.axes[x][:-1] for a in layout.atoms.leaves(axis)]  # type: ignore[index]
-            if tuple(lead) != layout.outer:
+            if self._rows(layout, operands(anchor)[0]) != layout.outer:
                 raise CannotFuse("the anchor's input rows come in another order")
 
 

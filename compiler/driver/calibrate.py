@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,8 @@ class _Reservoir:
     def distinct(self) -> Tensor:
         """[tokens, in_features] without repetitions."""
         assert self.rows is not None, "a calibrated layer was never reached"
-        return torch.unique(self.rows, dim=0)
+        rows: Tensor = torch.unique(self.rows, dim=0)
+        return rows
 
 
 def calibrate(
@@ -75,7 +76,7 @@ def calibrate(
         inputs.setdefault(group.x, []).append(group.name)
     fit = {node: _Reservoir(FIT_TOKENS, generator) for node in inputs}
     held_out = {node: _Reservoir(HELD_OUT_TOKENS, generator) for node in inputs}
-    total = len(samples) if hasattr(samples, "__len__") else 0
+    total = len(samples) if isinstance(samples, Sized) else 0
     count = 0
     for sample in samples:
         chosen = held_out if _is_held_out(count, total) else fit
