@@ -24,6 +24,7 @@ from svdqc.compiler.codegen.ops.reductions import reduction_of
 from svdqc.compiler.codegen.ops.registry import rule_of
 from svdqc.compiler.codegen.ops.views import RESHAPES, reshape_groups
 from svdqc.compiler.ir.intexpr import IntExpr, prod
+from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.ir.symbols import Shape, SymbolTable
 
 MAX_INNER_ELEMENTS = 1 << 16

@@ -66,6 +66,11 @@ def test_output__that_cannot_be_written(svdqc: CommandLine, place: str) -> None:
     svdqc.fails("compile", "tiny_models:mlp", "-o", place, saying=("output", place))
 
 
+def listen_to_interrupts() -> None:
+    """A test run in the background of a shell ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_compile__leaves_nothing(
     svdqc: CommandLine, output: Path, tmp_path: Path, stop: signal.Signals
@@ -81,6 +86,7 @@ def test_interrupted_compile__leaves_nothing(
             stdout=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
+            preexec_fn=listen_to_interrupts,
         )
         time.sleep(seconds)
         finished = process.poll() is not None
