@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,11 @@ def test_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- mistakes ----------------------------------------------------------------------------------------
 
 
+def empty_archive(path: Path) -> Path:
+    zipfile.ZipFile(path, "w").close()
+    return path
+
+
 def test_error__paths(tmp_path: Path) -> None:
     def write(name: str, text: str) -> Path:
         path = tmp_path / name
@@ -323,7 +329,8 @@ def test_error__paths(tmp_path: Path) -> None:
     cases: list[tuple[Any, type[SvdqcError], str]] = [
         (tmp_path / "absent.onnx", e.ModelNotFoundError, "no such file"),
         (write("model.bin", ""), e.NotAModelError, r"a \.bin file"),
-        (write("broken.pt2", "x"), e.NotAModelError, "no loadable export"),
+        (write("broken.pt2", "x"), e.NotAModelError, r"not a \.pt2 archive"),
+        (empty_archive(tmp_path / "empty.pt2"), e.NotAModelError, "no loadable export"),
         (write("empty/readme", "").parent, e.NotAModelError, "no config.json"),
         (write("text/config.json", "{").parent, e.NotAModelError, "no JSON"),
         (write("plain/config.json", "{}").parent, e.NotAModelError, "_class_name"),
