@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -16,9 +17,6 @@ from tests.runtime import tiny
 
 from svdqc.compiler.artifact.read import read_artifact
 from svdqc.errors import SvdqcError
-
-# One worker builds the probe and opens the files.
-pytestmark = pytest.mark.xdist_group("attacks")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STATUS = [
@@ -49,12 +47,15 @@ def probe() -> Path:
     build = REPOSITORY / "build" / "runtime-asan"
     source = REPOSITORY / "tests" / "attacks" / "probe.cpp"
     configure = [cmake, "-S", str(REPOSITORY / "runtime"), "-B", str(build)]
-    for command in (
-        [*configure, "-DSVDQ_SANITIZE=ON", f"-DSVDQ_PROBE={source}"],
-        [cmake, "--build", str(build), "--target", "probe", "--parallel", "2"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    build.parent.mkdir(exist_ok=True)
+    with build.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be building it
+        for command in (
+            [*configure, "-DSVDQ_SANITIZE=ON", f"-DSVDQ_PROBE={source}"],
+            [cmake, "--build", str(build), "--target", "probe", "--parallel", "2"],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
     return build / "probe"
 
 
