@@ -11,11 +11,11 @@ from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import rule_of
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.scalar import DTYPE_NAMES
-from svdqc.compiler.codegen.storage import BufferKey, Storage, dense, dense_bytes, dense_strides
+from svdqc.compiler.codegen.storage import BufferKey, Storage, dense, dense_bytes
 from svdqc.compiler.ir import ops
 from svdqc.compiler.ir.intexpr import ZERO, IntExpr
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.symbols import Shape, SymbolTable
+from svdqc.compiler.ir.symbols import SymbolTable
 
 
 class Memory(Mapping[Node, Storage]):
@@ -137,7 +137,3 @@ def _channels_last(graph: object) -> set[Node]:
 def _rank(node: Node) -> int:
     value = node.meta.get("val")
     return int(value.dim()) if isinstance(value, torch.Tensor) else -1
-
-
-def contiguous(shape: Shape) -> Shape:
-    return dense_strides(shape)

@@ -128,7 +128,7 @@ class _Planner:
     def run(self) -> FusionPlan:
         for node in self.nodes:
             producers = [
-                n for n in self.nodes_read_by(node) if self.region_of[n] != self.region_of[node]
+                n for n in self._sources(node) if self.region_of[n] != self.region_of[node]
             ]
             producers.sort(key=lambda n: -self.order[n])
             for producer in producers:
@@ -140,9 +140,6 @@ class _Planner:
         )
         regions = [self._region(r) for r in order]
         return FusionPlan(regions, self.maps, self.refused)
-
-    def nodes_read_by(self, node: Node) -> list[Node]:
-        return list(self._sources(node))
 
     def _sources(self, node: Node) -> set[Node]:
         found: set[Node] = set()
