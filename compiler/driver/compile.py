@@ -97,8 +97,9 @@ def compile_model(
         samples = calibrate(
             program, groups, calibration, recipe.seed, lambda i, n: say("calibrate", i, n)
         )
+    recipes = dict.fromkeys((group.name for group in groups), recipe)
     records = svdquant(
-        program, groups, samples, recipe, lambda i, n, name: say("quantize", i, n, name), jobs
+        program, groups, samples, recipes, lambda i, n, name: say("quantize", i, n, name), jobs
     )
 
     verify(program, CANONICAL)

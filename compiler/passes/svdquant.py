@@ -34,13 +34,19 @@ def svdquant(
     program: Program,
     groups: list[LinearGroup],
     samples: Mapping[str, LinearSamples],
-    recipe: Recipe,
+    recipes: Mapping[str, Recipe],
     progress: LayerProgress | None = None,
     jobs: int = 0,
 ) -> list[dict[str, Any]]:
-    """Quantize each group; returns a record per group for the report. `jobs` groups at once (0: one per core)."""
+    """Quantize each group by the recipe of its name; returns a record per group for the report.
+
+    A group whose precision is "none" stays as it is. `jobs` groups at once (0: one per core).
+    """
     rw, records = Rewriter(program), []
-    results = _in_order(groups, lambda group: _quantize(program, group, samples, recipe), jobs)
+    groups = [group for group in groups if recipes[group.name].precision != "none"]
+    results = _in_order(
+        groups, lambda group: _quantize(program, group, samples, recipes[group.name]), jobs
+    )
     if progress is not None:
         progress(0, len(groups), "")
     for done, (group, (weight_shape, result)) in enumerate(zip(groups, results, strict=True)):

@@ -146,7 +146,7 @@ def test_quantization_joins_its_producer() -> None:
     found = canonical(Feed(), inputs, **recipe)
     groups = quantized_groups(found.decisions, linear_groups(found.program))
     assert groups, "nothing was quantized"
-    svdquant(found.program, groups, {}, Recipe(**recipe), lambda *_: None)
+    svdquant(found.program, groups, {}, {g.name: Recipe(**recipe) for g in groups})
     kernels = [ops(r) for r in plan_regions(found.program).regions]
     assert kernels == [["quantize_s4"], ["linear_s4", "gelu", "quantize_s4"], ["linear_s4"]]
 

@@ -53,7 +53,7 @@ def rendered() -> dict[str, str]:
     inputs = {"x": torch.randn(1, 8, 64), "image": torch.randn(1, 3, 8, 8)}
     found = canonical(Everything(), inputs, **recipe)
     groups = quantized_groups(found.decisions, linear_groups(found.program))
-    svdquant(found.program, groups, {}, Recipe(**recipe), lambda *_: None)
+    svdquant(found.program, groups, {}, {g.name: Recipe(**recipe) for g in groups})
     kernels = lower(found.program, plan_regions(found.program)).kernels
     prefixes = {
         "gemm_s4": "gemm_s4",
