@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from svdqc.compiler.codegen.access import AccessMaps
-from svdqc.compiler.codegen.cpu import anchor_blocks
+from svdqc.compiler.codegen.cpu.blocks.plan import plan_block
+from svdqc.compiler.codegen.cpu.blocks.table import describe
 from svdqc.compiler.codegen.cpu.params import BufferParam, Params
 from svdqc.compiler.codegen.cpu.statements import Scratch, StatementPrinter
 from svdqc.compiler.codegen.memory import Memory
@@ -37,13 +38,13 @@ def generate(region: Region, maps: AccessMaps, storages: Memory) -> Kernel:
     """Render the kernel of one region. `storages` has every stored value, input and weight it touches."""
     program = build_row_program(region, maps)
     params, scratch = Params(), Scratch()
-    block = anchor_blocks.plan_block(program)
+    block = plan_block(program)
     printer = StatementPrinter(program, storages, params, scratch, block.rows)
     context: dict[str, Any] = {
         "block_rows": block.rows,
         "num_rows": params.scalar(region.layout.num_rows, force=True),
     }
-    anchored = anchor_blocks.describe(program, printer, params, block)
+    anchored = describe(program, printer, params, block)
     context.update(anchored.context)
     columns = ("col_begin", "col_end") if block.columns else None
     before = [line for s in program.before for line in printer.print(s)] + anchored.before

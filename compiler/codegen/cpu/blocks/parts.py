@@ -1,0 +1,69 @@
+"""What the blocks of several anchors have in common: their result in scratch, columns, bias, headers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import Node
+
+from svdqc.compiler.codegen.cpu.blocks.plan import Block
+from svdqc.compiler.codegen.cpu.statements import StatementPrinter
+from svdqc.compiler.codegen.ops import anchors
+from svdqc.compiler.codegen.rowprogram import RowProgram
+from svdqc.compiler.ir.intexpr import IntExpr
+
+
+@dataclass
+class AnchorCode:
+    template: str
+    context: dict[str, Any]
+    num_tasks: IntExpr
+    headers: list[str]
+    before: list[str] = field(default_factory=list)
+    scratch_declarations: list[str] = field(default_factory=list)
+
+
+def headers(*extra: str) -> list[str]:
+    return ["rows.h", *extra]
+
+
+def result_tile(printer: StatementPrinter, block: Block, out_features: int) -> tuple[str, int]:
+    """Scratch for the anchor's result; returns its declaration and row stride."""
+    width = block.columns or out_features
+    ldo = -(-width // 16) * 16
+    if ldo % 256 == 0:
+        ldo += 16  # rows a power of two apart would share cache sets
+    offset = printer.scratch.take(IntExpr.of(ldo * block.rows * 4))
+    printer.tile = ("tile", str(ldo), "col_begin" if block.columns else "0")
+    return (
+        f"float* const tile = reinterpret_cast<float*>(scratch + {printer.params.scalar(offset)});",
+        ldo,
+    )
+
+
+def column_context(
+    program: RowProgram, block: Block, out_features: int
+) -> tuple[dict[str, Any], IntExpr]:
+    tasks = program.region.layout.num_rows.ceildiv(block.rows)
+    column_tasks = -(-out_features // block.columns) if block.columns else 1
+    return {"columns": block.columns, "column_tasks": column_tasks}, tasks * column_tasks
+
+
+def uses_quantize(program: RowProgram) -> list[str]:
+    found = any(str(n.target) == anchors.QUANTIZE_S4 for n in program.region.nodes)
+    return ["quantize_s4.h"] if found else []
+
+
+def weight_source(node: Node) -> Node:
+    """The stored weight behind an operand: itself, or what a cast to float32 reads."""
+    return node.args[0] if str(node.target) == "aten._to_copy.default" else node  # type: ignore[return-value]
+
+
+def bias_context(printer: StatementPrinter, bias: Any) -> dict[str, str]:
+    """The bias vector as it is stored; "" for none."""
+    if bias is None:
+        return {"bias": "", "bias_stored": ""}
+    storage = printer.storages[weight_source(bias)]
+    kinds = {"f32": "StoredF32", "bf16": "StoredBf16", "f16": "StoredF16"}
+    return {"bias": printer.pointer(storage), "bias_stored": kinds[storage.dtype]}

@@ -1,0 +1,26 @@
+"""A region without an anchor: statements over rows, `cpu/rows.cpp.j2`."""
+
+from __future__ import annotations
+
+from svdqc.compiler.codegen.cpu.blocks.parts import (
+    AnchorCode,
+    headers,
+)
+from svdqc.compiler.codegen.cpu.blocks.plan import Block
+from svdqc.compiler.codegen.cpu.params import Params
+from svdqc.compiler.codegen.cpu.statements import StatementPrinter
+from svdqc.compiler.codegen.ops import anchors
+from svdqc.compiler.codegen.rowprogram import RowProgram
+
+
+def rows(
+    program: RowProgram, printer: StatementPrinter, params: Params, block: Block
+) -> AnchorCode:
+    return AnchorCode(
+        "cpu/rows.cpp.j2",
+        {},
+        program.region.layout.num_rows.ceildiv(block.rows),
+        headers("quantize_s4.h", "gemm_f32.h")
+        if any(str(n.target) == anchors.QUANTIZE_S4 for n in program.region.nodes)
+        else headers(),
+    )

@@ -1,0 +1,35 @@
+"""The anchors that have a block on CPUs, and the file each is described in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from svdqc.compiler.codegen.cpu.blocks.attention import attention
+from svdqc.compiler.codegen.cpu.blocks.bmm import bmm
+from svdqc.compiler.codegen.cpu.blocks.convolution import convolution
+from svdqc.compiler.codegen.cpu.blocks.linear import linear
+from svdqc.compiler.codegen.cpu.blocks.linear_s4 import linear_s4
+from svdqc.compiler.codegen.cpu.blocks.parts import AnchorCode
+from svdqc.compiler.codegen.cpu.blocks.plan import Block
+from svdqc.compiler.codegen.cpu.blocks.rows import rows
+from svdqc.compiler.codegen.cpu.params import Params
+from svdqc.compiler.codegen.cpu.statements import StatementPrinter
+from svdqc.compiler.codegen.ops import anchors
+from svdqc.compiler.codegen.rowprogram import RowProgram
+
+BLOCKS: dict[str | None, Callable[[RowProgram, StatementPrinter, Params, Block], AnchorCode]] = {
+    None: rows,  # no anchor
+    anchors.LINEAR: linear,
+    anchors.LINEAR_S4: linear_s4,
+    anchors.ATTENTION: attention,
+    anchors.CONVOLUTION: convolution,
+    anchors.BMM: bmm,
+}
+
+
+def describe(
+    program: RowProgram, printer: StatementPrinter, params: Params, block: Block
+) -> AnchorCode:
+    """The anchor's part of the kernel."""
+    anchor = program.region.anchor
+    return BLOCKS[None if anchor is None else str(anchor.target)](program, printer, params, block)
