@@ -39,7 +39,7 @@ from svdqc.compiler.artifact.format import (
     trust_digest,
 )
 from svdqc.compiler.ir.intexpr import IntExpr
-from svdqc.compiler.plan.encode import PLAN_ABI, encode_plan
+from svdqc.compiler.plan.encode import encode_plan, plan_version
 from svdqc.compiler.plan.records import TensorPort
 from svdqc.compiler.plan.verify import ITEM_BYTES, verify_plan
 
@@ -244,7 +244,10 @@ def write_artifact(
         "quantization": quantization,
         "required_features": sorted(required_features),
         "source_digest": source_digest,
-        "versions": {"plan": PLAN_ABI, "quantization": QUANTIZATION_VERSION},
+        "versions": {
+            "plan": max(plan_version(variant.plan) for variant in variants),
+            "quantization": QUANTIZATION_VERSION,
+        },
     }
     plans = [encode_plan(variant.plan) for variant in variants]
     room = _manifest_room(manifest, tensors, variants)

@@ -17,7 +17,14 @@ from svdqc.compiler.codegen.storage import BufferKey
 from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.plan.memory import Lifetime, place
-from svdqc.compiler.plan.records import Buffer, BufferArg, Launch, Plan, TensorPort
+from svdqc.compiler.plan.records import (
+    Buffer,
+    BufferArg,
+    KernelEntry,
+    Launch,
+    Plan,
+    TensorPort,
+)
 from svdqc.compiler.targets.layouts import packed_bytes
 
 
@@ -113,7 +120,7 @@ class _PlanBuilder:
                 list(_outputs(self.program)), [s.name for s in self.program.outputs]
             ),
             buffers=tuple(buffers),
-            kernels=tuple(self.kernels),
+            kernels=tuple(KernelEntry(name) for name in self.kernels),
             launches=launches,
             arena_bytes=arena_bytes,
         )

@@ -42,7 +42,7 @@ class Dump:
             return
         lines = []
         for region, launch in zip(fusion.regions, lowered.plan.launches, strict=True):
-            lines.append(f"{lowered.plan.kernels[launch.kernel]}  ({label_of(region)})")
+            lines.append(f"{lowered.plan.kernels[launch.kernel].name}  ({label_of(region)})")
             lines.append(f"  nodes   {', '.join(n.name for n in region.nodes)}")
             lines.append(f"  stored  {', '.join(n.name for n in region.stored)}")
             lines.append(f"  rows    {region.layout.num_rows}, tasks {launch.num_tasks}")

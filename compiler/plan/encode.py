@@ -4,7 +4,8 @@
     tables              dims, instructions, expressions, shapes, inputs, outputs, buffers, kernels, arguments,
                         scalars, launches, strings; each padded to 8 bytes
 
-Expressions are postfix code over the dims and are stored once each. Equal plans give equal bytes.
+Expressions are postfix code over the dims and are stored once each. Equal plans give equal bytes. A plan is written in
+the lowest version that can say it: 2 if its kernels have a shape (GPUs), else 1.
 """
 
 from __future__ import annotations
@@ -16,9 +17,18 @@ from dataclasses import dataclass, field
 from svdqc.compiler.ir.intexpr import Apply, IntExpr, Sym, maximum, minimum, symbol
 from svdqc.compiler.ir.program import Dim
 from svdqc.compiler.plan.errors import PlanFormatError
-from svdqc.compiler.plan.records import DTYPES, Buffer, BufferArg, Launch, Plan, TensorPort
+from svdqc.compiler.plan.records import (
+    DTYPES,
+    Buffer,
+    BufferArg,
+    KernelEntry,
+    Launch,
+    Plan,
+    TensorPort,
+)
 
-PLAN_ABI = 1
+PLAN_ABI = 2
+"""The newest version; all from 1 on are read."""
 MAX_RANK = 8
 MAX_DIMS = 64
 BUFFER_KINDS = ("input", "output", "weight", "arena")
@@ -35,12 +45,19 @@ _RECORDS = {  # in file order
     "inputs": struct.Struct("<IIIIII"),  # name, dtype, first of shape, rank, 0
     "outputs": struct.Struct("<IIIIII"),
     "buffers": struct.Struct("<IIIIQ"),  # kind, index, num_bytes, 0, arena offset
-    "kernels": struct.Struct("<II"),  # name
+    "kernels": struct.Struct("<IIII"),  # name, threads, shared bytes
     "args": struct.Struct("<IIII"),  # buffer, byte offset, num_bytes, access
     "scalars": struct.Struct("<I"),  # expression
     "launches": struct.Struct("<10I"),  # kernel, args, scalars, num_tasks, scratch, label, 0
     "strings": struct.Struct("<B"),
 }
+_RECORDS_1 = {**_RECORDS, "kernels": struct.Struct("<II")}  # name
+_RECORDS_OF = {1: _RECORDS_1, 2: _RECORDS}
+
+
+def plan_version(plan: Plan) -> int:
+    """The version of the binary form that this plan needs."""
+    return 2 if any(k.threads or k.shared_bytes for k in plan.kernels) else 1
 
 
 def _padded(num_bytes: int) -> int:
@@ -59,17 +76,19 @@ class _Encoder:
 
     def __post_init__(self) -> None:
         self.dim_index = {dim.name: i for i, dim in enumerate(self.plan.dims)}
+        self.version = plan_version(self.plan)
+        self.records = _RECORDS_OF[self.version]
 
     def put(self, table: str, *values: int) -> None:
         try:
-            self.tables[table] += _RECORDS[table].pack(*values)
+            self.tables[table] += self.records[table].pack(*values)
         except struct.error as error:
             raise PlanFormatError(
                 table, f"a value that does not fit its field: {values} ({error})"
             ) from error
 
     def count(self, table: str) -> int:
-        return len(self.tables[table]) // _RECORDS[table].size
+        return len(self.tables[table]) // self.records[table].size
 
     def text(self, value: str) -> tuple[int, int]:
         raw = value.encode()
@@ -133,14 +152,15 @@ class _Encoder:
                 "buffers", kind, buffer.index, self.expr(buffer.num_bytes), 0, buffer.arena_offset
             )
         for kernel in self.plan.kernels:
-            self.put("kernels", *self.text(kernel))
+            shape = (kernel.threads, kernel.shared_bytes) if self.version > 1 else ()
+            self.put("kernels", *self.text(kernel.name), *shape)
         for launch in self.plan.launches:
             self.launch(launch)
         sizes = [_padded(len(table)) for table in self.tables.values()]
-        counts = [self.count(table) for table in _RECORDS]
+        counts = [self.count(table) for table in self.records]
         header = _HEADER.pack(
             _MAGIC,
-            PLAN_ABI,
+            self.version,
             _HEADER.size,
             _HEADER.size + sum(sizes),
             self.plan.arena_bytes,
@@ -200,13 +220,15 @@ class _Decoder:
         if len(self.data) < _HEADER.size or not self.data.startswith(_MAGIC):
             raise PlanFormatError("header", "not a plan")
         _, abi, header_bytes, total, self.arena_bytes, *counts = _HEADER.unpack_from(self.data)
-        if abi != PLAN_ABI:
-            raise PlanFormatError("header", f"plan version {abi}, this svdqc reads {PLAN_ABI}")
+        if abi not in _RECORDS_OF:
+            raise PlanFormatError(
+                "header", f"plan version {abi}, this svdqc reads up to {PLAN_ABI}"
+            )
         if header_bytes != _HEADER.size or total != len(self.data):
             raise PlanFormatError("header", "sizes that do not match")
         at = _HEADER.size
         self.rows: dict[str, list[tuple[int, ...]]] = {}
-        for (table, record), count in zip(_RECORDS.items(), counts, strict=True):
+        for (table, record), count in zip(_RECORDS_OF[abi].items(), counts, strict=True):
             end = at + count * record.size
             if end > len(self.data):
                 raise PlanFormatError(table, f"{count} records go beyond the plan")
@@ -251,7 +273,9 @@ class _Decoder:
             inputs=self.ports("inputs"),
             outputs=self.ports("outputs"),
             buffers=buffers,
-            kernels=tuple(self.text(n, k) for n, k in self.rows["kernels"]),
+            kernels=tuple(
+                KernelEntry(self.text(n, k), *shape) for n, k, *shape in self.rows["kernels"]
+            ),
             launches=tuple(self.launch(row) for row in self.rows["launches"]),
             arena_bytes=self.arena_bytes,
         )

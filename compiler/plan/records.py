@@ -51,6 +51,19 @@ class BufferArg:
 
 
 @dataclass(frozen=True)
+class KernelEntry:
+    """A C symbol in the variant's code and, on a GPU, the shape of one task (a block of threads); 0 and 0 on CPUs.
+
+    threads       per task, a multiple of 32
+    shared_bytes  dynamic shared memory per task
+    """
+
+    name: str
+    threads: int = 0
+    shared_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Launch:
     """One parallel-for: kernel(args, begin, end) over [0, num_tasks), any split giving the same bits.
 
@@ -73,6 +86,6 @@ class Plan:
     inputs: tuple[TensorPort, ...]
     outputs: tuple[TensorPort, ...]
     buffers: tuple[Buffer, ...]
-    kernels: tuple[str, ...]  # C symbols in the variant's code
+    kernels: tuple[KernelEntry, ...]
     launches: tuple[Launch, ...]
     arena_bytes: int

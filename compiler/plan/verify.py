@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 
 from svdqc.compiler.ir.intexpr import Apply, IntExpr, prod
 from svdqc.compiler.plan.errors import PlanFormatError, PlanLifetimeError, PlanRangeError
-from svdqc.compiler.plan.records import DTYPES, Launch, Plan, TensorPort
+from svdqc.compiler.plan.records import DTYPES, KernelEntry, Launch, Plan, TensorPort
 
 ARENA_ALIGNMENT = 64
 MAX_ARENA_BYTES, MAX_SCRATCH_BYTES, MAX_TASKS = 1 << 46, 1 << 36, 1 << 40
+MAX_THREADS, MAX_SHARED_BYTES = 1024, 1 << 20
 ITEM_BYTES = dict(zip(DTYPES, (4, 8, 2, 2, 1, 1, 2, 4, 8, 1), strict=True))
 _MAX_CORNER_DIMS = 8
 
@@ -44,7 +45,7 @@ def port_bytes(port: TensorPort) -> IntExpr:
 
 def launch_name(plan: Plan, i: int) -> str:
     launch = plan.launches[i]
-    return f"launch {i} ({plan.kernels[launch.kernel]}, {launch.label})"
+    return f"launch {i} ({plan.kernels[launch.kernel].name}, {launch.label})"
 
 
 def _check_names(plan: Plan) -> None:
@@ -52,16 +53,26 @@ def _check_names(plan: Plan) -> None:
         ("dims", [d.name for d in plan.dims]),
         ("inputs", [p.name for p in plan.inputs]),
         ("outputs", [p.name for p in plan.outputs]),
-        ("kernels", list(plan.kernels)),
+        ("kernels", [k.name for k in plan.kernels]),
     ):
         if "" in names or len(set(names)) != len(names):
             raise PlanFormatError(what, "a name that is empty or appears twice")
     for kernel in plan.kernels:
-        if not re.fullmatch(r"[A-Za-z0-9_]+", kernel):
-            raise PlanFormatError(kernel, "not a C name")
+        if not re.fullmatch(r"[A-Za-z0-9_]+", kernel.name):
+            raise PlanFormatError(kernel.name, "not a C name")
+        _check_shape(kernel, plan.kernels[0].threads > 0)
     for i, launch in enumerate(plan.launches):
         if not 0 <= launch.kernel < len(plan.kernels):
             raise PlanFormatError(f"launch {i}", f"kernel {launch.kernel} does not exist")
+
+
+def _check_shape(kernel: KernelEntry, on_gpu: bool) -> None:
+    """All kernels of a plan have the shape of a GPU's blocks, or none has."""
+    threads, shared_bytes = kernel.threads, kernel.shared_bytes
+    if (threads > 0) != on_gpu or not 0 <= threads <= MAX_THREADS or threads % 32:
+        raise PlanRangeError(kernel.name, f"{threads} threads")
+    if not 0 <= shared_bytes <= (MAX_SHARED_BYTES if on_gpu else 0):
+        raise PlanRangeError(kernel.name, f"{shared_bytes} bytes of shared memory")
 
 
 def _check_expressions(plan: Plan) -> None:

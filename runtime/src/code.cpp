@@ -122,7 +122,7 @@ std::string why_unfit(const Container& container, const Variant& variant) {
 }
 
 LoadedCode::LoadedCode(const Container& container, const Variant& variant,
-                       const std::vector<std::string>& kernels) {
+                       const std::vector<KernelEntry>& kernels) {
   const Section& section = container.sections[variant.code];
   const auto refuse = [&](const std::string& what, const char* remedy) {
     fail(SVDQ_BAD_CODE, "open", container.path, str("code for ", variant.target, ": ", what),
@@ -166,9 +166,10 @@ LoadedCode::LoadedCode(const Container& container, const Variant& variant,
     refuse(str("has kernel interface ", version, ", this runtime has ", SVDQ_KERNEL_ABI),
            version > SVDQ_KERNEL_ABI ? "upgrade svdqc" : "compile the model again");
   }
-  for (const std::string& name : kernels) {
-    void* symbol = dlsym(library_, name.c_str());
-    if (symbol == nullptr) refuse(str("has no kernel '", name, "'"), "compile the model again");
+  for (const KernelEntry& kernel : kernels) {
+    void* symbol = dlsym(library_, kernel.name.c_str());
+    if (symbol == nullptr)
+      refuse(str("has no kernel '", kernel.name, "'"), "compile the model again");
     kernels_.push_back(reinterpret_cast<svdq_kernel_fn>(symbol));
   }
   guard.code = nullptr;

@@ -23,7 +23,7 @@ class LoadedCode {
  public:
   // Throws SVDQ_ALTERED, SVDQ_BAD_CODE.
   LoadedCode(const Container& container, const Variant& variant,
-             const std::vector<std::string>& kernels);
+             const std::vector<KernelEntry>& kernels);
   ~LoadedCode();
   LoadedCode(const LoadedCode&) = delete;
   LoadedCode& operator=(const LoadedCode&) = delete;

@@ -11,6 +11,8 @@ namespace {
 // SVDQ_CHECK_ALL_WEIGHTS.
 constexpr uint64_t kAlwaysHashedWeightBytes = 64u << 20;
 
+bool for_cpu(const Variant& variant) { return variant.target.compare(0, 3, "cpu") == 0; }
+
 Plan load_plan(const Container& container, const Variant& variant) {
   const Section& section = container.sections[variant.plan];
   // Decoded from a private copy whose hash was checked, so a file changed meanwhile cannot matter.
@@ -24,10 +26,14 @@ Plan load_plan(const Container& container, const Variant& variant) {
   Plan plan = decode_plan(copy.data(), copy.size(), container.path);
   verify_plan(plan, container.tensors, container.path);
   match_manifest(plan, container);
+  if (!plan.kernels.empty() && plan.is_for_gpu() == for_cpu(variant)) {
+    fail(SVDQ_BAD_PLAN, "plan", container.path,
+         str("the kernels of ", variant.target, " are ",
+             for_cpu(variant) ? "for a GPU" : "for CPUs"),
+         "the file was not written by svdqc; compile the model again");
+  }
   return plan;
 }
-
-bool for_cpu(const Variant& variant) { return variant.target.compare(0, 3, "cpu") == 0; }
 
 [[noreturn]] void refuse_machine(const Container& container) {
   std::string offers;

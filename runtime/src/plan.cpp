@@ -23,7 +23,7 @@ constexpr struct {
                {"u8", 1},  {"i16", 2}, {"i32", 4}, {"i64", 8},  {"bool", 1}};
 constexpr uint32_t kNumDtypes = sizeof kDtypes / sizeof kDtypes[0];
 
-// The tables of the binary form, in file order: record size and the most records allowed.
+// The tables of the newest binary form, in file order: record size and the most records allowed.
 enum Table {
   kDims,
   kInstructions,
@@ -39,6 +39,7 @@ enum Table {
   kStrings,
   kNumTables
 };
+constexpr uint32_t kKernelBytesV1 = 8;  // without the shape of a block
 constexpr struct {
   const char* name;
   uint32_t record_bytes;
@@ -46,7 +47,7 @@ constexpr struct {
 } kTables[kNumTables] = {
     {"dims", 32, kMaxDims},    {"instructions", 16, 1u << 22}, {"expressions", 8, 1u << 20},
     {"shapes", 4, 1u << 16},   {"inputs", 24, kMaxPorts},      {"outputs", 24, kMaxPorts},
-    {"buffers", 24, 1u << 20}, {"kernels", 8, 1u << 16},       {"arguments", 16, 1u << 22},
+    {"buffers", 24, 1u << 20}, {"kernels", 16, 1u << 16},      {"arguments", 16, 1u << 22},
     {"scalars", 4, 1u << 22},  {"launches", 40, 1u << 20},     {"strings", 1, 1u << 26},
 };
 
@@ -85,12 +86,13 @@ class Decoder {
       bad("header", str("a plan of ", num_bytes_, " bytes"));
     }
     if (!std::equal(kMagic, kMagic + 8, bytes_)) bad("header", "does not start as a plan does");
-    const uint32_t abi = read_le<uint32_t>(bytes_ + 8);
-    if (abi > kPlanAbi) {
+    abi_ = read_le<uint32_t>(bytes_ + 8);
+    if (abi_ > kPlanAbi) {
       fail(SVDQ_NEWER_VERSION, "plan", subject_,
-           str("has plan version ", abi, ", this runtime reads up to ", kPlanAbi), "upgrade svdqc");
+           str("has plan version ", abi_, ", this runtime reads up to ", kPlanAbi),
+           "upgrade svdqc");
     }
-    if (abi == 0 || read_le<uint32_t>(bytes_ + 12) != kHeaderBytes ||
+    if (abi_ == 0 || read_le<uint32_t>(bytes_ + 12) != kHeaderBytes ||
         read_le<uint64_t>(bytes_ + 16) != num_bytes_) {
       bad("header", "sizes that do not match");
     }
@@ -102,13 +104,17 @@ class Decoder {
             str(count_[t], " ", kTables[t].name, ", at most ", kTables[t].cap, " are allowed"));
       }
       offset_[t] = at;  // caps keep every sum far below 2^63
-      at += align_up(uint64_t{count_[t]} * kTables[t].record_bytes, 8);
+      at += align_up(uint64_t{count_[t]} * record_bytes(static_cast<Table>(t)), 8);
     }
     if (at != num_bytes_) bad("header", "tables that do not fill the plan");
   }
 
+  uint32_t record_bytes(Table table) const {
+    return table == kKernels && abi_ == 1 ? kKernelBytesV1 : kTables[table].record_bytes;
+  }
+
   const uint8_t* record(Table table, uint32_t i) const {
-    return bytes_ + offset_[table] + uint64_t{i} * kTables[table].record_bytes;
+    return bytes_ + offset_[table] + uint64_t{i} * record_bytes(table);
   }
 
   uint32_t field(Table table, uint32_t i, uint32_t at) const {
@@ -237,7 +243,19 @@ class Decoder {
       if (!std::all_of(name.begin(), name.end(), symbol))
         bad(kKernels, i, str("'", name, "' is not a C name"));
       if (!seen.insert(name).second) bad(kKernels, i, str("the name '", name, "' appears twice"));
-      plan_.kernels.push_back(std::move(name));
+      KernelEntry kernel = {std::move(name), 0, 0};
+      if (abi_ > 1) {
+        kernel.threads = field(kKernels, i, 8);
+        kernel.shared_bytes = field(kKernels, i, 12);
+      }
+      const bool on_gpu = i == 0 ? kernel.threads > 0 : plan_.is_for_gpu();
+      if ((kernel.threads > 0) != on_gpu || kernel.threads > kMaxBlockThreads ||
+          kernel.threads % 32 != 0) {
+        bad(kKernels, i, str(kernel.threads, " threads"));
+      }
+      if (kernel.shared_bytes > (on_gpu ? kMaxSharedBytes : 0))
+        bad(kKernels, i, str(kernel.shared_bytes, " bytes of shared memory"));
+      plan_.kernels.push_back(std::move(kernel));
     }
   }
 
@@ -279,6 +297,7 @@ class Decoder {
   const uint8_t* bytes_;
   uint64_t num_bytes_;
   const std::string& subject_;
+  uint32_t abi_ = kPlanAbi;
   uint32_t count_[kNumTables] = {};
   uint64_t offset_[kNumTables] = {};
   Plan plan_;

@@ -10,9 +10,10 @@
 
 namespace svdq {
 
-constexpr uint32_t kPlanAbi = 1;
+constexpr uint32_t kPlanAbi = 2;
 constexpr size_t kMaxDims = 64, kMaxPorts = 4096;
 constexpr int64_t kMaxDimValue = int64_t{1} << 40;
+constexpr uint32_t kMaxBlockThreads = 1024, kMaxSharedBytes = 1u << 20;
 
 enum class BufferKind : uint32_t { input = 0, output = 1, weight = 2, arena = 3 };
 enum class Access : uint32_t { read = 0, write = 1, update = 2 };
@@ -43,6 +44,12 @@ struct Arg {
   Access access;
 };
 
+// A C symbol and, on a GPU, the shape of one task (a block of threads); 0 and 0 on CPUs.
+struct KernelEntry {
+  std::string name;
+  uint32_t threads, shared_bytes;
+};
+
 struct Launch {
   uint32_t kernel;
   uint32_t first_arg, num_args;
@@ -68,7 +75,7 @@ struct Plan {
   std::vector<Span> exprs;
   std::vector<Port> inputs, outputs;
   std::vector<Buffer> buffers;
-  std::vector<std::string> kernels;
+  std::vector<KernelEntry> kernels;  // all for a GPU or all for CPUs
   std::vector<Arg> args;
   std::vector<ExprIndex> scalars;
   std::vector<Launch> launches;
@@ -78,6 +85,8 @@ struct Plan {
   std::vector<Interval> bounds;  // per expression
   std::vector<Binder> binders;   // per dim
   uint64_t scratch_bytes = 0;    // per thread, the largest of all launches
+
+  bool is_for_gpu() const { return !kernels.empty() && kernels[0].threads > 0; }
 
   Code code(ExprIndex expr) const {
     return {instructions.data() + exprs[expr].first, exprs[expr].count};

@@ -20,7 +20,7 @@ constexpr uint32_t kNever = UINT32_MAX;
 }
 
 std::string launch_name(const Plan& plan, size_t i) {
-  return str("launch ", i, " (", plan.kernels[plan.launches[i].kernel], ", ",
+  return str("launch ", i, " (", plan.kernels[plan.launches[i].kernel].name, ", ",
              plan.launches[i].label, ")");
 }
 

@@ -82,7 +82,7 @@ Session::Session(std::shared_ptr<const Model> model, unsigned threads, bool prof
   if (profiling_) {
     finished_ns_.resize(plan.launches.size());
     for (const Launch& launch : plan.launches) {
-      times_.push_back({launch.label.c_str(), plan.kernels[launch.kernel].c_str(), 0.0});
+      times_.push_back({launch.label.c_str(), plan.kernels[launch.kernel].name.c_str(), 0.0});
     }
   }
 }

@@ -18,7 +18,7 @@ from svdqc.compiler.plan.errors import (
     PlanLifetimeError,
     PlanRangeError,
 )
-from svdqc.compiler.plan.records import Buffer, BufferArg, Launch, Plan, TensorPort
+from svdqc.compiler.plan.records import Buffer, BufferArg, KernelEntry, Launch, Plan, TensorPort
 from svdqc.compiler.plan.verify import verify_plan
 
 DIMS = (Dim("h", 8, 64, 8), Dim("w", 8, 96), Dim("batch", 1, 4))
@@ -50,7 +50,7 @@ def plan_with(scalars: tuple[IntExpr, ...]) -> Plan:
         inputs=(TensorPort("x", "bf16", (batch, h, w)),),
         outputs=(TensorPort("ÿ", "bf16", (batch, h, w)),),
         buffers=(Buffer("input", size, 0), Buffer("output", size, 0)),
-        kernels=("k",),
+        kernels=(KernelEntry("k"),),
         launches=(
             Launch(
                 0,
@@ -73,6 +73,35 @@ def test_encode__round_trip() -> None:
     data = encode_plan(plan)
     assert decode_plan(data) == plan
     assert encode_plan(decode_plan(data)) == data
+
+
+def gpu_plan(*kernels: KernelEntry) -> Plan:
+    return replace(tiny.make_plan(), kernels=kernels)
+
+
+SHAPED = gpu_plan(KernelEntry("scale", 128, 1024), KernelEntry("shift_sum", 1024, 227 << 10))
+
+
+def test_encode__lowest_version_that_can_say_it() -> None:
+    without, shaped = encode_plan(tiny.make_plan()), encode_plan(SHAPED)
+    assert (without[8], shaped[8]) == (1, 2)
+    assert len(shaped) - len(without) == 2 * 8  # threads and shared bytes of two kernels
+    assert decode_plan(shaped) == SHAPED
+    verify_plan(SHAPED, [16, 4])
+
+
+@pytest.mark.parametrize(
+    ("message", "second"),
+    [
+        ("0 threads", KernelEntry("shift_sum")),
+        ("48 threads", KernelEntry("shift_sum", 48)),
+        ("1056 threads", KernelEntry("shift_sum", 1056)),
+        ("1048577 bytes of shared", KernelEntry("shift_sum", 32, (1 << 20) + 1)),
+    ],
+)
+def test_verify__rejects_blocks(message: str, second: KernelEntry) -> None:
+    with pytest.raises(PlanRangeError, match=message):
+        verify_plan(gpu_plan(KernelEntry("scale", 128), second), [16, 4])
 
 
 def test_encode__random_expressions_round_trip() -> None:
@@ -196,7 +225,7 @@ def chain(offsets: list[int], length: int = 64) -> Plan:
         (TensorPort("x", "u8", (size,)),),
         (TensorPort("y", "u8", (size,)),),
         tuple(buffers),
-        ("k",),
+        (KernelEntry("k"),),
         launches,
         1 << 20,
     )

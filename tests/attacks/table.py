@@ -12,7 +12,7 @@ from tests.runtime import tiny
 
 from svdqc.compiler.ir.intexpr import IntExpr, symbol
 from svdqc.compiler.plan.encode import encode_plan
-from svdqc.compiler.plan.records import Buffer, BufferArg, Plan, TensorPort
+from svdqc.compiler.plan.records import Buffer, BufferArg, KernelEntry, Plan, TensorPort
 
 Attack = Callable[[Craft], bytes]
 CONST = IntExpr.of
@@ -79,6 +79,10 @@ def plan_bytes(change: Callable[[bytes], bytes]) -> Attack:
         return craft.build()
 
     return attack
+
+
+def kernels(*entries: KernelEntry) -> Attack:
+    return plan(lambda good: replace(good, kernels=entries))
 
 
 def argument(launch: int, index: int, **changes: Any) -> Attack:
@@ -152,6 +156,7 @@ def deep_json(good: bytes) -> bytes:
 
 
 B, R = symbol("batch", 1, 8), symbol("rows", 4, 64)
+BLOCK = KernelEntry("scale", 128)
 
 ATTACKS: dict[str, tuple[str, Attack]] = {
     # the header
@@ -273,7 +278,8 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
     # the plan's bytes
     "plan_empty_header": ("BAD_PLAN", plan_bytes(lambda _: b"SVDQPLAN")),
     "plan_magic": ("BAD_PLAN", plan_bytes(lambda p: b"X" + p[1:])),
-    "plan_abi_newer": ("NEWER_VERSION", plan_bytes(lambda p: poke_header(p, 8, 2))),
+    "plan_abi_newer": ("NEWER_VERSION", plan_bytes(lambda p: poke_header(p, 8, 3))),
+    "plan_abi_of_other_tables": ("BAD_PLAN", plan_bytes(lambda p: poke_header(p, 8, 2))),
     "plan_abi_zero": ("BAD_PLAN", plan_bytes(lambda p: poke_header(p, 8, 0))),
     "plan_header_size": ("BAD_PLAN", plan_bytes(lambda p: poke_header(p, 12, 8))),
     "plan_total_size": ("BAD_PLAN", plan_bytes(lambda p: poke_header(p, 16, 1 << 60, "<Q"))),
@@ -328,8 +334,17 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
     "plan_launch_args_beyond": ("BAD_PLAN", plan_bytes(lambda p: poke(p, "launches", 1, 8, 100))),
     "plan_launch_args_shared": ("BAD_PLAN", plan_bytes(lambda p: poke(p, "launches", 1, 4, 0))),
     "plan_launch_reserved": ("BAD_PLAN", plan_bytes(lambda p: poke(p, "launches", 0, 36, 1))),
-    "plan_kernel_path": ("BAD_PLAN", plan(lambda p: replace(p, kernels=("../sh", "b")))),
-    "plan_kernel_twice": ("BAD_PLAN", plan(lambda p: replace(p, kernels=("scale", "scale")))),
+    "plan_kernel_path": ("BAD_PLAN", kernels(KernelEntry("../sh"), KernelEntry("b"))),
+    "plan_kernel_twice": ("BAD_PLAN", kernels(KernelEntry("scale"), KernelEntry("scale"))),
+    "plan_block_mixed": ("BAD_PLAN", kernels(BLOCK, KernelEntry("shift_sum"))),
+    "plan_block_not_warps": ("BAD_PLAN", kernels(BLOCK, KernelEntry("shift_sum", 33))),
+    "plan_block_threads_huge": ("BAD_PLAN", kernels(BLOCK, KernelEntry("shift_sum", 1 << 31))),
+    "plan_block_shared_huge": ("BAD_PLAN", kernels(BLOCK, KernelEntry("shift_sum", 32, 1 << 31))),
+    "plan_block_shared_on_cpu": (
+        "BAD_PLAN",
+        kernels(KernelEntry("scale"), KernelEntry("shift_sum", 0, 64)),
+    ),
+    "plan_of_a_gpu_for_cpus": ("BAD_PLAN", kernels(BLOCK, KernelEntry("shift_sum", 1024, 1024))),
     # the plan's meaning
     "launch_reads_beyond": ("BAD_PLAN", argument(0, 0, num_bytes=B * R * 4 + 4)),
     "launch_offset_beyond": ("BAD_PLAN", argument(0, 0, byte_offset=B * R * 4 + 64)),
@@ -380,4 +395,10 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
 }
 
 # The Python reader leaves the match of plan and manifest to the runtime.
-RUNTIME_ONLY = {"ports_not_in_manifest", "plan_dims_wider", "plan_kernel_path", "plan_kernel_twice"}
+RUNTIME_ONLY = {
+    "ports_not_in_manifest",
+    "plan_dims_wider",
+    "plan_kernel_path",
+    "plan_kernel_twice",
+    "plan_of_a_gpu_for_cpus",
+}

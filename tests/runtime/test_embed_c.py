@@ -14,7 +14,7 @@ from tests.runtime import tiny
 from svdqc.compiler.artifact.format import Variant
 from svdqc.compiler.artifact.write import write_artifact
 from svdqc.compiler.ir.intexpr import IntExpr
-from svdqc.compiler.plan.records import Buffer, BufferArg, Launch, Plan, TensorPort
+from svdqc.compiler.plan.records import Buffer, BufferArg, KernelEntry, Launch, Plan, TensorPort
 from svdqc.compiler.plan.verify import port_bytes
 from svdqc.runtime import trust
 from svdqc.runtime.library import library_path
@@ -76,7 +76,7 @@ def write_flow(path: Path, folder: Path, dtype: str) -> None:
         inputs=ports,
         outputs=(sample,),
         buffers=tuple(buffers),
-        kernels=("flow",),
+        kernels=(KernelEntry("flow"),),
         launches=(Launch(0, args, (), IntExpr.of(128), zero, "flow"),),
         arena_bytes=0,
     )

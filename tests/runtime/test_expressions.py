@@ -14,7 +14,7 @@ from svdqc.compiler.artifact.format import Variant
 from svdqc.compiler.artifact.write import write_artifact
 from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.plan.errors import PlanRangeError
-from svdqc.compiler.plan.records import Buffer, BufferArg, Launch, Plan, TensorPort
+from svdqc.compiler.plan.records import Buffer, BufferArg, KernelEntry, Launch, Plan, TensorPort
 from svdqc.compiler.plan.verify import verify_plan
 from svdqc.runtime import load
 
@@ -39,7 +39,7 @@ def plan_of(scalars: tuple[IntExpr, ...]) -> Plan:
         inputs=(TensorPort("x", "u8", (batch, h, w)),),
         outputs=(TensorPort("values", "i64", (IntExpr.of(len(scalars)),)),),
         buffers=(Buffer("output", size, 0),),
-        kernels=("give",),
+        kernels=(KernelEntry("give"),),
         launches=(
             Launch(0, (BufferArg(0, zero, size, "write"),), scalars, IntExpr.of(len(scalars)), zero, ""),
         ),

@@ -15,7 +15,7 @@ from svdqc.compiler.artifact.format import Variant
 from svdqc.compiler.artifact.write import ArtifactTensor, write_artifact
 from svdqc.compiler.ir.intexpr import IntExpr, symbol
 from svdqc.compiler.ir.program import Dim
-from svdqc.compiler.plan.records import Buffer, BufferArg, Launch, Plan, TensorPort
+from svdqc.compiler.plan.records import Buffer, BufferArg, KernelEntry, Launch, Plan, TensorPort
 from svdqc.errors import SvdqcError
 from svdqc.runtime import Outputs, load, verify
 from svdqc.runtime.errors import (
@@ -162,7 +162,7 @@ def copy_plan(
         inputs=(TensorPort("x", dtype, tuple(map(IntExpr.of, in_shape))),),
         outputs=(TensorPort("y", dtype, tuple(map(IntExpr.of, out_shape))),),
         buffers=(Buffer("input", size, 0), Buffer("output", size, 0)),
-        kernels=("copy",),
+        kernels=(KernelEntry("copy"),),
         launches=(
             Launch(
                 0,

@@ -12,6 +12,7 @@ import pytest
 from tests.runtime import tiny
 
 from svdqc.compiler.artifact.format import Variant
+from svdqc.compiler.plan.records import KernelEntry
 from svdqc.runtime import cpu_features, inspect, load, trust
 from svdqc.runtime.errors import BadCode, NotEnoughMemory, UntrustedCode, WrongMachine
 
@@ -115,7 +116,7 @@ def test_code__that_is_no_library(tmp_path: Path) -> None:
 
 
 def test_code__without_a_kernel_or_with_another_interface(code: bytes, tmp_path: Path) -> None:
-    plan = replace(tiny.make_plan(), kernels=("scale", "nonesuch"))
+    plan = replace(tiny.make_plan(), kernels=(KernelEntry("scale"), KernelEntry("nonesuch")))
     tiny.write(tmp_path / "a.svdq", code, plan)
     with pytest.raises(BadCode, match="no kernel 'nonesuch'"):
         load(tmp_path / "a.svdq", trust=True)

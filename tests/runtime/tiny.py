@@ -18,7 +18,7 @@ from svdqc.compiler.artifact.format import Variant
 from svdqc.compiler.artifact.write import ArtifactTensor, WrittenArtifact, write_artifact
 from svdqc.compiler.ir.intexpr import IntExpr, symbol
 from svdqc.compiler.ir.program import Dim
-from svdqc.compiler.plan.records import Buffer, BufferArg, Launch, Plan, TensorPort
+from svdqc.compiler.plan.records import Buffer, BufferArg, KernelEntry, Launch, Plan, TensorPort
 
 INCLUDE = Path(__file__).resolve().parents[2] / "runtime" / "include"
 WEIGHT = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
@@ -84,7 +84,7 @@ def make_plan() -> Plan:
             Buffer("output", full, 0),
             Buffer("output", batch * 4, 1),
         ),
-        kernels=("scale", "shift_sum"),
+        kernels=(KernelEntry("scale"), KernelEntry("shift_sum")),
         launches=(
             Launch(
                 0,
