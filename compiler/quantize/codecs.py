@@ -31,6 +31,7 @@ from svdqc.compiler.quantize.ranges import (
     reciprocal,
     to_bf16_values,
 )
+from svdqc.compiler.quantize.schemes import scheme_of
 
 _CLIPS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _NVFP4_LARGEST = (6.0, 4.0, 3.0, 3.5, 4.5, 5.0, 5.5, 6.5, 7.0, 8.0)
@@ -146,6 +147,18 @@ class Fp8Codec:
 
     def encode(self, grouped: Tensor, scale: Tensor) -> Tensor:
         return round_e4m3(grouped * reciprocal(scale).unsqueeze(-1))
+
+
+def codec_of(precision: str, residual: Tensor, group_size: int, range_name: str) -> Codec:
+    """The weight codec of a precision for `residual` [out_features, in_features]; the last two are the recipe's."""
+    weight = scheme_of(precision).weight
+    if weight == "e2m1":
+        return Nvfp4Codec.fitting(residual)
+    if weight == "e4m3":
+        return Fp8Codec(residual.shape[1])
+    if weight == "s8":
+        return IntegerCodec(residual.shape[1], "symmetric", bits=8)
+    return IntegerCodec(group_size, range_name)
 
 
 def choose_scales(w: Tensor, codec: Codec, clip: bool, energy: Tensor | None = None) -> Tensor:

@@ -28,11 +28,13 @@ from svdqc.compiler.quantize.errors import (
 from svdqc.compiler.quantize.formats import NVFP4_GROUP, nvfp4_tensor_scale
 from svdqc.compiler.quantize.hadamard import can_rotate, rotate_offline
 from svdqc.compiler.quantize.problem import Problem, Smoothed, smoothed
-from svdqc.compiler.quantize.ranges import ActivationFormat
+from svdqc.compiler.quantize.ranges import UNCODED, ActivationFormat
 from svdqc.compiler.quantize.recipe import Recipe
-from svdqc.compiler.quantize.reference import linear_s4, quantize_activation
+from svdqc.compiler.quantize.reference import linear_s4, linear_w, quantize_activation
+from svdqc.compiler.quantize.schemes import scheme_of
 from svdqc.compiler.quantize.smoothing import balanced, channel_rms
 from svdqc.compiler.quantize.solve import Solution, draft, solve, weight_error
+from svdqc.compiler.quantize.weight_only import quantize_weight
 
 Progress = Callable[[str], None]
 
@@ -67,6 +69,8 @@ class QuantizedLinear:
     w_codes     [out_features, in_features]                 int8
     w_scale     [out_features, in_features / group_size]    bf16
     bias_delta  [out_features] f32, to be added to the bias; None is zero
+    activation  how the input is coded; encoding "float": not at all
+    precision   a key of schemes.SCHEMES: what w_codes and w_scale are
     metrics     weight_error: relative, of the weight with its branch; with samples also relative output errors on
     held-out
                 tokens: error_unsmoothed (branch only, quick draft), error_smoothed (quick draft), error (final),
@@ -83,12 +87,20 @@ class QuantizedLinear:
     bias_delta: Tensor | None
     metrics: dict[str, float]
     notes: tuple[str, ...] = ()
+    precision: str = "int4"
+
+    @property
+    def weight_format(self) -> str:
+        """ "s4", "s8", "e2m1" (codes doubled), "e4m3" or "nf4" (indices of the quantiles)."""
+        return scheme_of(self.precision).weight
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The layer's output by the exact reference: x [..., in_features] -> [..., out_features] f32."""
         total = self.bias_delta if bias is None else bias.to(torch.float32)
         if bias is not None and self.bias_delta is not None:
             total = bias.to(torch.float32) + self.bias_delta
+        if self.activation.encoding == "float":
+            return linear_w(x, self.w_codes, self.w_scale, total, self.weight_format)
         coded = quantize_activation(x, self.inv_smooth, self.lora_down, self.activation)
         return linear_s4(*coded, self.w_codes, self.w_scale, self.lora_up, total)
 
@@ -119,6 +131,8 @@ def quantize_linear(
     if isinstance(recipe.rank, int) and rank < recipe.rank:
         notes.append(f"rank {recipe.rank} is above the layer's size; {rank} used")
     fit, judge = _split_samples(samples, in_features, name)
+    if scheme_of(recipe.precision).activation == "float":
+        return _weight_only(weight, fit, judge, recipe, notes)
     with_gram = recipe.gptq and fit is not None and recipe.precision not in ("int8", "fp8")
     if with_gram and fit is not None and fit.shape[0] < FEWEST_TOKENS:
         notes.append(
@@ -140,7 +154,27 @@ def quantize_linear(
     if with_gram:
         case = replace(case, problem=case.problem.with_gram())
     solution = solve(case, rank, recipe)
-    return _finish(case, found, solution, notes)
+    return _finish(case, found, solution, notes, recipe.precision)
+
+
+def _weight_only(
+    weight: Tensor, fit: Tensor | None, judge: Tensor | None, recipe: Recipe, notes: list[str]
+) -> QuantizedLinear:
+    """Codes for the weight, none for the input; no branch."""
+    coded = quantize_weight(weight, fit, judge, recipe)
+    empty = torch.zeros(0, weight.shape[1], dtype=torch.bfloat16)
+    return QuantizedLinear(
+        torch.ones(weight.shape[1]),
+        empty,
+        torch.zeros(weight.shape[0], 0, dtype=torch.bfloat16),
+        coded.w_codes,
+        coded.w_scale,
+        UNCODED,
+        None,
+        coded.metrics,
+        (*notes, *coded.notes),
+        recipe.precision,
+    )
 
 
 @dataclass(frozen=True)
@@ -153,7 +187,7 @@ class _Search:
 
 
 def _finish(
-    case: Smoothed, found: _Search, solution: Solution, notes: list[str]
+    case: Smoothed, found: _Search, solution: Solution, notes: list[str], precision: str
 ) -> QuantizedLinear:
     problem, activation = case.problem, case.activation
     result = QuantizedLinear(
@@ -166,6 +200,7 @@ def _finish(
         _bias_delta(case, solution),
         {"weight_error": weight_error(case, solution)},
         tuple(notes),
+        precision,
     )
     if problem.judge is not None and problem.judge_output is not None:
         shifted = activation.shift * problem.weight.sum(1)
@@ -258,7 +293,9 @@ def _activation_formats(
         return [ActivationFormat(8, in_features, "absmax", encoding="e4m3")]
     if recipe.precision == "int8":
         return [ActivationFormat(8, in_features, "symmetric")]
-    if recipe.precision == "nvfp4":
+    if recipe.precision == "w4a8":
+        plain = [ActivationFormat(8, in_features, "symmetric")]
+    elif recipe.precision == "nvfp4":
         largest = _UNSAMPLED_ABSMAX if fit is None else float(fit.abs().max())
         scale = nvfp4_tensor_scale(largest * _NVFP4_HEADROOM)
         name = "best_of_three" if recipe.activation_range == "auto" else recipe.activation_range
@@ -322,11 +359,12 @@ def _checked_weight(weight: Tensor, recipe: Recipe, name: str) -> Tensor:
             "required [out_features, in_features] in floating point",
             "pass the linear's weight matrix",
         )
-    if weight.shape[1] % recipe.group_size:
+    multiple = scheme_of(recipe.precision).multiple(recipe.group_size)
+    if weight.shape[1] % multiple:
         raise IndivisibleGroup(
             "quantize_linear",
             name,
-            f"in_features={weight.shape[1]} is not divisible by group_size={recipe.group_size}",
+            f"in_features={weight.shape[1]} is not divisible by group_size={multiple}",
             f"pad the layer or keep it with --keep {name!r}",
         )
     weight = weight.detach().to(torch.float32)

@@ -22,9 +22,10 @@ RANGES = {
     "int": ("symmetric", "signed8", "unsigned"),
     "e2m1": ("six", "four_over_six", "best_of_three"),
     "e4m3": ("absmax",),
+    "float": ("none",),
 }
 """Per encoding: "int" ranges are those above; "e2m1" is NVFP4, see formats.E2M1_RANGES; "e4m3" is FP8, absmax /
-448."""
+448; "float" is not coded."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class ActivationFormat:
             assert self.bits == 4 or (self.bits, self.range) == (8, "symmetric"), self
         elif self.encoding == "e2m1":
             assert (self.bits, self.group_size) == (4, 16), self
-        else:
+        elif self.encoding == "e4m3":
             assert self.bits == 8, self
         assert self.range != "unsigned" or not self.rotate, "a rotation makes codes negative"
 
@@ -63,6 +64,10 @@ class ActivationFormat:
         """The smallest and largest code of an integer encoding."""
         assert self.encoding != "e4m3"
         return (-12, 12) if self.encoding == "e2m1" else code_limits(self.range, self.bits)
+
+
+UNCODED = ActivationFormat(bits=32, group_size=1, range="none", encoding="float")
+"""Activations as they are: the input of a linear whose weight alone is coded."""
 
 
 def code_limits(range_name: str, bits: int = 4) -> tuple[int, int]:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from svdqc.compiler.quantize.errors import InvalidRecipe
+from svdqc.compiler.quantize.schemes import SCHEMES
 
-Precision = Literal["int4", "int8", "nvfp4", "fp8", "none", "auto"]
+Precision = Literal["int4", "nvfp4", "int8", "fp8", "w4a8", "w4a16", "nf4", "none", "auto"]
 
-PRECISIONS = ("int4", "int8", "nvfp4", "fp8", "none", "auto")
+PRECISIONS = (*SCHEMES, "none", "auto")
+MODULATIONS = ("w4a16", "keep")
 ACTIVATION_RANGES = {
     "int4": ("auto", "symmetric", "signed8"),
     "nvfp4": ("auto", "six", "four_over_six", "best_of_three"),
@@ -26,10 +28,11 @@ GROUP_SIZES = (16, 32, 64, 128)
 class Recipe:
     """How to quantize. Frozen and hashable, so it can be a cache key; invalid values raise `InvalidRecipe`.
 
-    precision          format of weights and activations of the quantized layers; "auto" is the target's best, "none"
-                       leaves every layer as it is
+    precision          format of weights and activations of the quantized layers (schemes.SCHEMES); "auto" is the
+                       target's best, "none" leaves every layer as it is
+    modulation         layers with one row per image (adaLN): "w4a16" codes their weights alone, "keep" leaves them
     rank               width of the 16-bit low-rank branch; "auto" spends the bytes of rank 32 where they help most
-    group_size         input channels that share one scale (int4); nvfp4 always uses 16
+    group_size         input channels that share one scale (int4, w4a8, w4a16); nvfp4 always uses 16, nf4 64
     smoothing          search a per-channel scale that moves outliers from activations to weights
     gptq               error feedback while rounding weights (needs samples)
     rotate             block-Hadamard rotation of activations; "auto" keeps it where held-out error falls
@@ -59,11 +62,13 @@ class Recipe:
     refine_iterations: int = 4
     bias_correction: bool = True
     seed: int = 0
+    modulation: str = "w4a16"
     keep: tuple[str, ...] = ()
     quantize: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_choice("precision", self.precision, PRECISIONS)
+        _require_choice("modulation", self.modulation, MODULATIONS)
         ranges = ACTIVATION_RANGES.get(self.precision, ("auto",))
         _require_choice("activation_range", self.activation_range, ranges)
         _require_choice("weight_range", self.weight_range, WEIGHT_RANGES)
@@ -89,7 +94,10 @@ class Recipe:
                 )
 
     def rank_for(self, out_features: int, in_features: int) -> int:
-        """The rank of one layer: never above its size; "auto" without a budget is 32."""
+        """The rank of one layer: never above its size, 0 where the precision has no branch; "auto" without a budget
+        is 32."""
+        if self.precision in SCHEMES and not SCHEMES[self.precision].branch:
+            return 0
         rank = 32 if isinstance(self.rank, str) else self.rank
         return min(rank, out_features, in_features)
 

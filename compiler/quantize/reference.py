@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from svdqc.compiler.quantize.codecs import encode_activation
+from svdqc.compiler.quantize.formats import NF4_VALUES
 from svdqc.compiler.quantize.hadamard import rotate
 from svdqc.compiler.quantize.ranges import ActivationFormat
 
@@ -66,18 +67,20 @@ def linear_s4(
     """The linear itself, from coded activations.
 
     codes    [..., in_features]              int8      w_codes  [out_features, in_features]   int8
-    scale    [..., groups]                   f32       w_scale  [out_features, groups]        bf16 or f32
+    scale    [..., groups or 1]              f32       w_scale  [out_features, groups]        bf16 or f32
     low      [..., rank]                     f32       lora_up  [out_features, rank]          bf16 or f32
     bias     [out_features] or None                    ->       [..., out_features]           f32
     """
-    in_features, groups = codes.shape[-1], scale.shape[-1]
+    in_features, groups = codes.shape[-1], w_scale.shape[-1]
+    assert scale.shape[-1] in (groups, 1), (scale.shape, w_scale.shape)
     group_size = in_features // groups
     rows = codes.numel() // max(in_features, 1)
     # Doubles hold integers up to 2^53, floats up to 2^24: each sum below is exact in the type chosen.
     exact = torch.float32 if _sum_bound(codes, w_codes, group_size) < 1 << 24 else torch.float64
     x_codes = codes.reshape(rows, groups, group_size).to(exact)
     w_grouped = w_codes.reshape(-1, groups, group_size).to(exact)
-    x_scale, w_scale = scale.reshape(rows, groups), w_scale.to(torch.float32)
+    x_scale = scale.reshape(rows, scale.shape[-1]).expand(rows, groups)
+    w_scale = w_scale.to(torch.float32)
     y = torch.zeros(rows, w_codes.shape[0], dtype=torch.float32, device=codes.device)
     for g in range(groups):
         sums = (x_codes[:, g] @ w_grouped[:, g].T).to(torch.float32)
@@ -89,10 +92,34 @@ def linear_s4(
     return y.reshape(*codes.shape[:-1], w_codes.shape[0])
 
 
+def linear_w(
+    x: Tensor, w_codes: Tensor, w_scale: Tensor, bias: Tensor | None, weight_format: str
+) -> Tensor:
+    """A linear whose weight alone is coded: y = x @ decode_weight(...).T + bias, in f32.
+
+    x        [..., in_features]              any float dtype
+    bias     [out_features] or None          ->  [..., out_features]  f32
+    """
+    y = x.to(torch.float32) @ decode_weight(w_codes, w_scale, weight_format).T
+    return y if bias is None else y + bias.to(torch.float32)
+
+
+def decode_weight(w_codes: Tensor, w_scale: Tensor, weight_format: str) -> Tensor:
+    """The weight that a weight-only format stands for, f32 [out_features, in_features].
+
+    w_codes  [out_features, in_features]     int8: integers ("s4"), or indices of NF4_VALUES ("nf4")
+    w_scale  [out_features, groups]          bf16 or f32
+    """
+    assert weight_format in ("s4", "nf4"), weight_format
+    if weight_format == "nf4":
+        w_codes = torch.tensor(NF4_VALUES, device=w_codes.device)[w_codes.long()]
+    return dequantize_weight(w_codes, w_scale)
+
+
 def dequantize_weight(w_codes: Tensor, w_scale: Tensor) -> Tensor:
     """Codes [out_features, in_features] under scales [out_features, groups] as f32 [out_features, in_features]."""
     out_features, in_features = w_codes.shape
-    grouped = w_codes.reshape(out_features, w_scale.shape[1], -1).to(torch.float32)
+    grouped = w_codes.to(torch.float32).reshape(out_features, w_scale.shape[1], -1)
     return (grouped * w_scale.to(torch.float32).unsqueeze(-1)).reshape(out_features, in_features)
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdqc.compiler.quantize.codecs import Codec, Fp8Codec, IntegerCodec, Nvfp4Codec
+from svdqc.compiler.quantize.codecs import Codec, codec_of
 from svdqc.compiler.quantize.gptq import (
     FeedbackFactor,
     damped_cholesky,
@@ -39,6 +39,7 @@ from svdqc.compiler.quantize.polish import sweep
 from svdqc.compiler.quantize.problem import WEIGHT_NOISE, Smoothed, group_mean
 from svdqc.compiler.quantize.recipe import Recipe
 from svdqc.compiler.quantize.reference import dequantize_weight
+from svdqc.compiler.quantize.schemes import scheme_of
 
 
 @dataclass(frozen=True)
@@ -83,18 +84,17 @@ def rotated_residual(case: Smoothed, low_rank: LowRank) -> Tensor:
 
 def weight_codec(residual: Tensor, recipe: Recipe) -> Codec:
     """The weight format that the recipe asks for."""
-    if recipe.precision == "nvfp4":
-        return Nvfp4Codec.fitting(residual)
-    if recipe.precision == "fp8":
-        return Fp8Codec(residual.shape[1])
-    if recipe.precision == "int8":
-        return IntegerCodec(residual.shape[1], "symmetric", bits=8)
-    return IntegerCodec(recipe.group_size, recipe.weight_range)
+    return codec_of(recipe.precision, residual, recipe.group_size, recipe.weight_range)
+
+
+def weight_group(case: Smoothed, recipe: Recipe) -> int:
+    """Input channels that share a weight scale."""
+    return scheme_of(recipe.precision).group_size(case.w_rot.shape[1], recipe.group_size)
 
 
 def draft(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
     """A quick solution to compare smoothings by: diagonal metric, round to nearest."""
-    energy = group_mean(case.noise + WEIGHT_NOISE * case.power, case.activation.group_size)
+    energy = group_mean(case.noise + WEIGHT_NOISE * case.power, weight_group(case, recipe))
     basis = leading_subspace(case.w_rot, diagonal_metric(energy), rank, recipe.seed, iterations=2)
     low_rank = branch_of(basis, case.w_rot, case.activation.rotate)
     residual = rotated_residual(case, low_rank)
@@ -178,10 +178,11 @@ def _model(case: Smoothed, recipe: Recipe) -> _Model:
     covariance = case.covariance()
     noise = case.noise.clamp_min(float(case.noise.mean()) * 1e-3 + 1e-30)
     hessian = covariance + torch.diag(noise)
-    factored = factor(hessian, case.activation.group_size)
+    group = weight_group(case, recipe)
+    factored = factor(hessian, group)
     energy = torch.empty_like(noise)
     energy[factored.order] = factored.energy
-    rounding = WEIGHT_NOISE * group_mean(energy, case.activation.group_size)
+    rounding = WEIGHT_NOISE * group_mean(energy, group)
     lower = damped_cholesky(hessian)
     gain = case.gain if recipe.shrink else 1.0
     return _Model(covariance, hessian, lower, noise, rounding, factored, gain, recipe.shrink)
@@ -198,7 +199,7 @@ def _judged(case: Smoothed, low_rank: LowRank, w_codes: Tensor, w_scale: Tensor)
 
 def _without_feedback(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
     """Iterated SVD of what rounding leaves, as SVDQuant does, in the metric of the coding noise."""
-    energy = group_mean(case.noise + WEIGHT_NOISE * case.power, case.activation.group_size)
+    energy = group_mean(case.noise + WEIGHT_NOISE * case.power, weight_group(case, recipe))
     best: Solution | None = None
     coded = torch.zeros_like(case.w_rot)
     for _ in range(1 + recipe.refine_iterations):
