@@ -24,6 +24,8 @@ from svdqc.compiler.quantize.ranges import reciprocal
 _DAMPING = 1e-4
 _LARGEST_DAMPING = 1.0
 _TINY = 1e-30
+_CACHED_VALUES = 1 << 17
+"""f32 values in one pass over a matrix: a working set of a few of them stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,19 @@ def quantize_with_feedback(
 def round_to_nearest(
     target: Tensor, codec: Codec, clip: bool, energy: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Codes and scales without feedback; `energy` [in_features] weighs the columns in the choice of scales."""
+    """Codes and scales without feedback; `energy` [in_features] weighs the columns in the choice of scales.
+
+    A cache of rows at a time: every candidate passes over them several times, and no row knows of another.
+    """
     grouped = target.reshape(target.shape[0], -1, codec.group_size)
     weights = None if energy is None else energy.reshape(-1, codec.group_size)
-    w_scale = choose_scales(grouped, codec, clip, weights)
-    codes = codec.encode(grouped, w_scale)
-    return codes.to(codec.code_dtype).reshape(target.shape), w_scale
+    w_codes = torch.empty(target.shape, dtype=codec.code_dtype)
+    w_scale = target.new_empty(grouped.shape[:2])
+    rows = max(1, _CACHED_VALUES // target.shape[1])
+    for start in range(0, target.shape[0], rows):
+        part = grouped[start : start + rows]
+        scale = choose_scales(part, codec, clip, weights)
+        w_scale[start : start + rows] = scale
+        codes = codec.encode(part, scale)
+        w_codes[start : start + rows] = codes.reshape(-1, target.shape[1]).to(codec.code_dtype)
+    return w_codes, w_scale
