@@ -8,9 +8,9 @@
 
 namespace svdq::cuda {
 
-using Result = int;             // CUresult
-using DeviceId = int;           // CUdevice
-using DevicePointer = uint64_t; // CUdeviceptr
+using Result = int;              // CUresult
+using DeviceId = int;            // CUdevice
+using DevicePointer = uint64_t;  // CUdeviceptr
 using Context = struct ContextTag*;
 using Module = struct ModuleTag*;
 using Function = struct FunctionTag*;
@@ -72,11 +72,11 @@ struct KernelNode {
   X(error_name, cuGetErrorName, (Result error, const char** name))                                \
   X(error_string, cuGetErrorString, (Result error, const char** text))                            \
   X(device_count, cuDeviceGetCount, (int* count))                                                 \
-  X(device_get, cuDeviceGet, (DeviceId* device, int ordinal))                                     \
+  X(device_get, cuDeviceGet, (DeviceId * device, int ordinal))                                    \
   X(device_name, cuDeviceGetName, (char* name, int size, DeviceId device))                        \
   X(device_attribute, cuDeviceGetAttribute, (int* value, DeviceAttribute which, DeviceId device)) \
   X(device_memory, cuDeviceTotalMem_v2, (size_t* num_bytes, DeviceId device))                     \
-  X(primary_retain, cuDevicePrimaryCtxRetain, (Context* context, DeviceId device))                \
+  X(primary_retain, cuDevicePrimaryCtxRetain, (Context * context, DeviceId device))               \
   X(primary_release, cuDevicePrimaryCtxRelease_v2, (DeviceId device))                             \
   X(push, cuCtxPushCurrent_v2, (Context context))                                                 \
   X(pop, cuCtxPopCurrent_v2, (Context * context))                                                 \
@@ -95,8 +95,7 @@ struct KernelNode {
     (void* value, PointerAttribute which, DevicePointer pointer))                                 \
   X(module_load, cuModuleLoadData, (Module * module, const void* image))                          \
   X(module_unload, cuModuleUnload, (Module module))                                               \
-  X(module_function, cuModuleGetFunction,                                                         \
-    (Function * function, Module module, const char* name))                                       \
+  X(module_function, cuModuleGetFunction, (Function * function, Module module, const char* name)) \
   X(function_attribute, cuFuncGetAttribute,                                                       \
     (int* value, FunctionAttribute which, Function function))                                     \
   X(set_function_attribute, cuFuncSetAttribute,                                                   \
