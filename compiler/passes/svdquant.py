@@ -17,11 +17,12 @@ from torch.fx import Node
 
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.ir.rewrite import Rewriter, aten, is_call
+from svdqc.compiler.passes.emit_quantized import emit
 from svdqc.compiler.passes.linear_groups import LinearGroup, weight_node
 from svdqc.compiler.passes.merge_linears import replace_by_slices
-from svdqc.compiler.quantize import ops
 from svdqc.compiler.quantize.linear import LinearSamples, QuantizedLinear, quantize_linear
 from svdqc.compiler.quantize.recipe import Recipe
+from svdqc.compiler.quantize.schemes import num_bytes
 
 GELU_SHIFT = 0.171875
 """GELU is never below -0.17; with this shift its values fit unsigned codes."""
@@ -98,41 +99,9 @@ def _load_weight(program: Program, linear: Node) -> torch.Tensor:
 
 
 def _rewrite(rw: Rewriter, group: LinearGroup, q: QuantizedLinear) -> None:
-    first, stem, activation = group.linears[0], group.name, q.activation
     bias = _bias(rw.program, group, q)
-    with rw.before(first):
-        inv_smooth = rw.constant(f"{stem}.inv_smooth", q.inv_smooth)
-        lora_down = rw.constant(f"{stem}.lora_down", q.lora_down)
-        quantized = rw.call(
-            ops.quantize_s4,
-            group.x,
-            inv_smooth,
-            lora_down,
-            activation.group_size,
-            activation.range,
-            activation.rotate,
-            activation.shift,
-        )
-        codes, scale, low = (_item(rw, quantized, i) for i in range(3))
-        merged = rw.call(
-            ops.linear_s4,
-            codes,
-            scale,
-            low,
-            rw.constant(f"{stem}.w_codes", q.w_codes),
-            rw.constant(f"{stem}.w_scale", q.w_scale),
-            rw.constant(f"{stem}.lora_up", q.lora_up),
-            None if bias is None else rw.constant(f"{stem}.bias_merged", bias),
-        )
-        replace_by_slices(rw, group, merged)
-
-
-def _item(rw: Rewriter, node: Node, position: int) -> Node:
-    import operator
-
-    item = rw.graph.call_function(operator.getitem, (node, position))
-    item.meta.update(val=node.meta["val"][position], source=node.meta["source"])
-    return item
+    with rw.before(group.linears[0]):
+        replace_by_slices(rw, group, emit(rw, group.name, group.x, q, bias))
 
 
 def _bias(program: Program, group: LinearGroup, q: QuantizedLinear) -> torch.Tensor | None:
@@ -154,15 +123,16 @@ def _bias(program: Program, group: LinearGroup, q: QuantizedLinear) -> torch.Ten
 
 
 def _record(group: LinearGroup, shape: tuple[int, ...], q: QuantizedLinear) -> dict[str, Any]:
-    tensors = (q.inv_smooth, q.lora_down, q.lora_up, q.w_scale)
-    num_bytes = sum(t.numel() * t.element_size() for t in tensors) + q.w_codes.numel() // 2
+    rank, in_features = q.lora_down.shape
+    group_size = in_features // q.w_scale.shape[1]
     return {
         "layers": list(group.names),
         "shape": list(shape),
-        "rank": int(q.lora_down.shape[0]),
+        "precision": q.precision,
+        "rank": rank,
         "range": q.activation.range,
         "rotated": q.activation.rotate,
-        "num_bytes": num_bytes,
+        "num_bytes": num_bytes(q.precision, shape[0], in_features, rank, group_size),
         "num_bytes_bf16": 2 * prod(shape),
         "metrics": {k: float(v) for k, v in q.metrics.items()},
         "notes": list(q.notes),

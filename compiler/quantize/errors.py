@@ -27,3 +27,7 @@ class IndivisibleGroup(SvdqcError):
 
 class MalformedWeight(SvdqcError):
     """The weight is not a non-empty matrix."""
+
+
+class UnknownFormat(SvdqcError):
+    """A graph names a number format that this version does not know."""

@@ -56,6 +56,24 @@ def round_e4m3(x: Tensor) -> Tensor:
     return x.clamp(-E4M3_LARGEST, E4M3_LARGEST).to(torch.float8_e4m3fn).to(torch.float32)
 
 
+def e4m3_from_bits(bits: Tensor) -> Tensor:
+    """E4M3 numbers, held as uint8, in f32."""
+    return bits.view(torch.float8_e4m3fn).to(torch.float32)
+
+
+def e4m3_parts(scale: Tensor) -> tuple[Tensor, float]:
+    """Scales that are E4M3 values times a power of two, as (bits uint8, unit): scale = e4m3_from_bits(bits) * unit.
+
+    The unit sends the largest near the top of E4M3, which leaves the small ones the most room.
+    """
+    values = scale.to(torch.float32)
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    unit = 2.0 ** math.ceil(math.log2(largest / E4M3_LARGEST)) if largest > 0.0 else 1.0
+    bits = (values / unit).to(torch.float8_e4m3fn).view(torch.uint8)
+    assert torch.equal(e4m3_from_bits(bits) * unit, values), "not E4M3 values times a power of two"
+    return bits, unit
+
+
 def nvfp4_tensor_scale(absmax: float) -> float:
     """The power of two under which the largest group scale still fits E4M3."""
     if absmax == 0.0:

@@ -2,6 +2,8 @@
 
 svdq::quantize_s4   smooth, project down and code the input of a 4-bit linear
 svdq::linear_s4     4-bit linear plus the up-projection of the low-rank branch
+
+The other formats' ops are in ops_formats.py.
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ import torch
 from torch import Tensor
 
 from svdqc.compiler.ir import ops
-from svdqc.compiler.quantize import reference
+from svdqc.compiler.quantize import (
+    ops_formats,  # noqa: F401  (whoever needs these ops needs those too)
+    reference,
+)
 from svdqc.compiler.quantize.ranges import ActivationFormat
 
 _library = torch.library.Library(ops.NAMESPACE, "FRAGMENT")
