@@ -30,7 +30,12 @@ from svdqc.compiler.passes.dialects import CANONICAL, CAPTURED, LOWERED
 from svdqc.compiler.passes.fuse import fuse
 from svdqc.compiler.passes.linear_groups import linear_groups
 from svdqc.compiler.passes.pipeline import CANONICALIZE, LOWER, run_passes
-from svdqc.compiler.passes.select_layers import Decision, quantized_groups, select_layers
+from svdqc.compiler.passes.select_layers import (
+    Decision,
+    quantized_groups,
+    recipes_of,
+    select_layers,
+)
 from svdqc.compiler.passes.svdquant import svdquant
 from svdqc.compiler.quantize.linear import LinearSamples
 from svdqc.compiler.quantize.recipe import Recipe
@@ -97,7 +102,7 @@ def compile_model(
         samples = calibrate(
             program, groups, calibration, recipe.seed, lambda i, n: say("calibrate", i, n)
         )
-    recipes = dict.fromkeys((group.name for group in groups), recipe)
+    recipes = recipes_of(groups, canonical.decisions, recipe)
     records = svdquant(
         program, groups, samples, recipes, lambda i, n, name: say("quantize", i, n, name), jobs
     )

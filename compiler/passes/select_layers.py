@@ -1,43 +1,49 @@
 """Which linears are quantized, by rule, with the reason for each that is kept; patterns override the rule.
 
-Kept in 16 bit: layers outside of repeated blocks (embedders, the final projection), modulation layers (one row per
-image instead of one per token), cross-attention keys and values of PixArt and SANA, and whatever does not divide into
-groups.
+Kept in 16 bit: layers outside of repeated blocks (embedders, the final projection), cross-attention keys and values of
+PixArt and SANA, and whatever does not divide into groups. Modulation layers (adaLN: one row per image instead of one
+per token) have nothing to gain from 4-bit activations, but hold many of a model's bytes: `Recipe.modulation` says what
+becomes of their weights.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch.fx import Node
 
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.symbols import SymbolTable
+from svdqc.compiler.ir.symbols import Shape, SymbolTable
 from svdqc.compiler.passes.linear_groups import LinearGroup, block_name, layer_name, linear_groups
 from svdqc.compiler.quantize.recipe import Recipe
+from svdqc.compiler.quantize.schemes import scheme_of
 
 KEPT_NAMES = (
     "*attn2.to_k",
     "*attn2.to_v",
     "*time_emb*",
-    "*norm*.linear",
-    "*adaln*",
     "*shortcut*",
     "*add_embedding*",
 )
+MODULATION_NAMES = ("*norm*.linear", "*adaln*")
+EMBEDDER_NAMES = ("*emb*",)
 _CONTEXT = (anchors.LINEAR, anchors.CONVOLUTION, anchors.ATTENTION)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A layer, whether it is quantized, and why."""
+    """A layer, its precision ("none": kept as it is), and why."""
 
     layer: str
     linear: Node
-    quantized: bool
+    precision: str
     reason: str
+
+    @property
+    def quantized(self) -> bool:
+        return self.precision != "none"
 
 
 def select_layers(program: Program, recipe: Recipe) -> list[Decision]:
@@ -50,56 +56,79 @@ def select_layers(program: Program, recipe: Recipe) -> list[Decision]:
         if str(node.target) != anchors.LINEAR or not _has_weight(node):
             continue
         name = layer_name(node)
-        quantized, reason = _decide(node, name, recipe, table, ancestry, named)
-        decisions.append(Decision(name, node, quantized, reason))
+        precision, reason = _decide(node, name, recipe, table, ancestry, named)
+        decisions.append(Decision(name, node, precision, reason))
     return decisions
 
 
 def quantized_groups(decisions: list[Decision], groups: list[LinearGroup]) -> list[LinearGroup]:
-    """The groups reduced to their quantized linears."""
-    chosen = {d.linear for d in decisions if d.quantized}
+    """The groups reduced to their quantized linears, those of one precision together."""
+    precision = {d.linear: d.precision for d in decisions if d.quantized}
     reduced = []
     for group in groups:
-        pairs = [
-            (n, name) for n, name in zip(group.linears, group.names, strict=True) if n in chosen
-        ]
-        if pairs:
+        pairs = [p for p in zip(group.linears, group.names, strict=True) if p[0] in precision]
+        for wanted in dict.fromkeys(precision[n] for n, _ in pairs):
+            chosen = [(n, name) for n, name in pairs if precision[n] == wanted]
             reduced.append(
-                LinearGroup(tuple(n for n, _ in pairs), tuple(name for _, name in pairs))
+                LinearGroup(tuple(n for n, _ in chosen), tuple(name for _, name in chosen))
             )
     return reduced
 
 
+def recipes_of(
+    groups: list[LinearGroup], decisions: list[Decision], recipe: Recipe
+) -> dict[str, Recipe]:
+    """The recipe of each group by its name: the model's, in the precision decided for its layers."""
+    precision = {d.linear: d.precision for d in decisions}
+    return {g.name: replace(recipe, precision=precision[g.linears[0]]) for g in groups}
+
+
 def _decide(
     node: Node, name: str, recipe: Recipe, table: SymbolTable, ancestry: _Ancestry, named: bool
-) -> tuple[bool, str]:
-    x_shape = table.shape(node.args[0])  # type: ignore[arg-type]
-    in_features, group = x_shape[-1].const, recipe.group_size
-    divisible = in_features % group == 0
+) -> tuple[str, str]:
     if any(fnmatchcase(name, p) for p in recipe.keep):
-        return False, "kept by --keep"
-    if any(fnmatchcase(name, p) for p in recipe.quantize):
-        return (
-            divisible,
-            "asked for by --quantize"
-            if divisible
-            else f"in_features={in_features} is not divisible by {group}",
-        )
+        return "none", "kept by --keep"
+    asked = any(fnmatchcase(name, p) for p in recipe.quantize)
     if recipe.precision == "none":
-        return False, "precision none"
-    if not divisible:
-        return False, f"in_features={in_features} is not divisible by {group}"
-    if any(fnmatchcase(name.lower(), p) for p in KEPT_NAMES):
-        return False, "a modulation, embedding or cross-attention context layer"
-    if len(x_shape) < 3 and not _many_rows(x_shape):
-        return False, "one row per image: a modulation or embedding layer"
+        return "none", "precision none"
+    x_shape = table.shape(node.args[0])  # type: ignore[arg-type]
+    few_rows = len(x_shape) < 3 and not _many_rows(x_shape)
+    if not asked and _is_modulation(node, name, few_rows, ancestry, named):
+        if recipe.modulation == "keep":
+            return "none", "a modulation layer: one row per image"
+        return _divisible(recipe.modulation, x_shape, recipe, "a modulation layer: weights alone")
+    if asked:
+        return _divisible(recipe.precision, x_shape, recipe, "asked for by --quantize")
+    if any(fnmatchcase(name.lower(), p) for p in (*KEPT_NAMES, *MODULATION_NAMES)):
+        return "none", "an embedding or cross-attention context layer"
+    if few_rows:
+        return "none", "one row per image: an embedding layer"
     if named and not block_name(name):
-        return False, "outside of the repeated blocks: an embedder or a final projection"
+        return "none", "outside of the repeated blocks: an embedder or a final projection"
     if not ancestry.has_anchor_before(node):
-        return False, "the first layer on its input: an embedder"
+        return "none", "the first layer on its input: an embedder"
     if not ancestry.has_anchor_after(node):
-        return False, "the last layer: a final projection"
-    return True, "a linear of a repeated block"
+        return "none", "the last layer: a final projection"
+    return _divisible(recipe.precision, x_shape, recipe, "a linear of a repeated block")
+
+
+def _divisible(precision: str, x_shape: Shape, recipe: Recipe, reason: str) -> tuple[str, str]:
+    """`precision` if the layer's inputs divide into its groups."""
+    in_features, multiple = x_shape[-1].const, scheme_of(precision).multiple(recipe.group_size)
+    if in_features % multiple:
+        return "none", f"in_features={in_features} is not divisible by {multiple}"
+    return precision, reason
+
+
+def _is_modulation(node: Node, name: str, few_rows: bool, ancestry: _Ancestry, named: bool) -> bool:
+    """One row per image, and no embedder: by name, by its block, or because it makes several vectors of one."""
+    lowered = name.lower()
+    if not few_rows or any(fnmatchcase(lowered, p) for p in EMBEDDER_NAMES):
+        return False
+    if any(fnmatchcase(lowered, p) for p in MODULATION_NAMES) or block_name(name):
+        return True
+    out_features, in_features = (int(s) for s in node.args[1].meta["val"].shape)  # type: ignore[union-attr]
+    return not named and out_features >= 2 * in_features and ancestry.has_anchor_before(node)
 
 
 def _many_rows(shape: object) -> bool:

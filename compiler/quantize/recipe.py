@@ -62,7 +62,7 @@ class Recipe:
     refine_iterations: int = 4
     bias_correction: bool = True
     seed: int = 0
-    modulation: str = "w4a16"
+    modulation: str = "keep"
     keep: tuple[str, ...] = ()
     quantize: tuple[str, ...] = ()
 
