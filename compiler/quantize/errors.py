@@ -31,3 +31,7 @@ class MalformedWeight(SvdqcError):
 
 class UnknownFormat(SvdqcError):
     """A graph names a number format that this version does not know."""
+
+
+class BudgetTooSmall(SvdqcError):
+    """No choice of precisions and ranks fits the bytes asked for."""
