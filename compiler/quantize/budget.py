@@ -11,6 +11,7 @@ solution can still contain, and dynamic programming over those finds it.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def _greedy(
     steps = [
         (-_saving(layers[n], a, b), n, at)
         for n, hull in enumerate(hulls)
-        for at, (a, b) in enumerate(zip(hull, hull[1:], strict=False))
+        for at, (a, b) in enumerate(itertools.pairwise(hull))
     ]
     chosen = [hull[0] for hull in hulls]
     spent = sum(layers[n][i].num_bytes for n, i in enumerate(chosen))

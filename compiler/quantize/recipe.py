@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from svdqc.compiler.quantize.budget import parse_budget
 from svdqc.compiler.quantize.errors import InvalidRecipe
 from svdqc.compiler.quantize.schemes import SCHEMES
 
@@ -32,6 +33,8 @@ class Recipe:
                        target's best, "none" leaves every layer as it is
     modulation         layers with one row per image (adaLN): "w4a16" codes their weights alone, "keep" leaves them
     rank               width of the 16-bit low-rank branch; "auto" spends the bytes of rank 32 where they help most
+    budget             of all weights together, "6.5MB" or a ratio of their 16-bit bytes such as 0.3: ranks, and which
+                       layers stay in 16 bits (with precision "auto" also which take 8), are chosen to fit it
     group_size         input channels that share one scale (int4, w4a8, w4a16); nvfp4 always uses 16, nf4 64
     smoothing          search a per-channel scale that moves outliers from activations to weights
     gptq               error feedback while rounding weights (needs samples)
@@ -51,6 +54,7 @@ class Recipe:
 
     precision: str = "int4"
     rank: int | str = 32
+    budget: str | float | None = None
     group_size: int = 64
     smoothing: bool = True
     gptq: bool = True
@@ -77,6 +81,8 @@ class Recipe:
             raise _invalid("group_size", self.group_size, f"use one of {sizes}")
         if self.rank != "auto" and not _is_count(self.rank):
             raise _invalid("rank", self.rank, "use a whole number >= 0, or 'auto'")
+        if self.budget is not None:
+            parse_budget(self.budget)
         if not (isinstance(self.rotate, bool) or self.rotate == "auto"):
             raise _invalid("rotate", self.rotate, "use True, False or 'auto'")
         if not _is_count(self.refine_iterations):
