@@ -5,6 +5,7 @@ gemm_n16                    [N, K] f32, bf16 or f16 → [ceil(N/16), K, 16]
 conv_n16_g{groups}[_t]      convolution weight → [groups, ceil(N/groups/16), taps * C, 16]; _t: transposed convolution
 depthwise                   [C, 1, *kernel] → f32 [taps, C]
 s4_n16k4, bf16_scale_n16    4-bit codes and their scales
+REGISTERED                  every other one, in a module of its own per family
 """
 
 from __future__ import annotations
@@ -14,15 +15,21 @@ import re
 import torch
 from torch import Tensor
 
-from svdqc.compiler.targets import cpu_layouts, cpu_layouts_f32
+from svdqc.compiler.targets import cpu_layouts, cpu_layouts_codes, cpu_layouts_f32
+from svdqc.compiler.targets.layout import Layout
 
 ROW_MAJOR = "row_major"
+REGISTERED: dict[str, Layout] = {
+    **cpu_layouts_codes.LAYOUTS,
+}
 
 
 def pack(layout: str, tensor: Tensor) -> Tensor:
     """The packed form of a canonical tensor."""
     if layout == ROW_MAJOR:
         return tensor.contiguous()
+    if layout in REGISTERED:
+        return REGISTERED[layout].pack(tensor)
     if layout == "gemm_n16":
         half = tensor.dtype in (torch.bfloat16, torch.float16)
         return (
@@ -43,6 +50,8 @@ def packed_bytes(layout: str, shape: tuple[int, ...], dtype: torch.dtype) -> int
     meta = torch.empty(shape, dtype=dtype, device="meta")
     if layout == ROW_MAJOR:
         return meta.numel() * meta.element_size()
+    if layout in REGISTERED:
+        return REGISTERED[layout].num_bytes(shape)
     if layout == "gemm_n16":
         return -(-shape[0] // 16) * 16 * shape[1] * meta.element_size()
     if layout == "depthwise":
@@ -63,6 +72,8 @@ def unpack(layout: str, packed: Tensor, shape: tuple[int, ...], dtype: torch.dty
     flat = packed.reshape(-1).view(torch.uint8)
     if layout == ROW_MAJOR:
         return flat.view(dtype).reshape(shape)
+    if layout in REGISTERED:
+        return REGISTERED[layout].unpack(flat, shape)
     if layout == "gemm_n16":
         return _rows(flat.view(dtype).reshape(-1, shape[1], 16), shape[0])
     if layout == "depthwise":

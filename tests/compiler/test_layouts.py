@@ -23,7 +23,21 @@ def codes(out_features: int, in_features: int) -> Tensor:
     return torch.randint(-8, 8, (out_features, in_features), generator=generator, dtype=torch.int8)
 
 
+def some_of(values: list[int], out_features: int, in_features: int) -> Tensor:
+    generator = torch.Generator().manual_seed(out_features)
+    chosen = torch.randint(0, len(values), (out_features, in_features), generator=generator)
+    return torch.tensor(values)[chosen]
+
+
+BYTES = list(range(256))
+E2M1 = [s * v for v in (0, 1, 2, 3, 4, 6, 8, 12) for s in (1, -1)]
+
 CASES = [
+    *(("nf4_n16k4", some_of(list(range(16)), n, 64).to(torch.int8)) for n in (1, 15, 16, 17)),
+    *(("e2m1_n16k4", some_of(E2M1, n, 32).to(torch.int8)) for n in (1, 15, 16, 17)),
+    *(("s8_n16k4", some_of(BYTES, n, 20).to(torch.uint8).view(torch.int8)) for n in (1, 16, 17)),
+    *(("e4m3_n16", some_of(BYTES, n, 17).to(torch.uint8)) for n in (1, 16, 17)),
+    *(("e4m3_scale_n16", some_of(BYTES, n, 3).to(torch.uint8)) for n in (1, 16, 17)),
     *(("row_major", weight(5, 7, dtype=d)) for d in FLOATS),
     ("row_major", torch.arange(7)),
     *(("gemm_n16", weight(n, 24, dtype=d)) for d in FLOATS for n in (1, 15, 16, 17)),
@@ -85,3 +99,18 @@ def test_names() -> None:
     assert conv_layout(1, True) == "conv_n16_g1_t"
     with pytest.raises(AssertionError, match="no layout 'gemm_n8'"):
         pack("gemm_n8", weight(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("layout", "tensor"),
+    [
+        ("nf4_n16k4", torch.full((16, 8), 16, dtype=torch.int8)),
+        ("e2m1_n16k4", torch.full((16, 8), 5, dtype=torch.int8)),
+        ("e2m1_n16k4", torch.full((16, 8), -128, dtype=torch.int8)),
+        ("s8_n16k4", torch.zeros(16, 6, dtype=torch.int8)),
+        ("e4m3_n16", torch.zeros(16, 8, dtype=torch.int8)),
+    ],
+)
+def test_codes_that_a_layout_cannot_hold(layout: str, tensor: Tensor) -> None:
+    with pytest.raises(UnpackableWeight):
+        pack(layout, tensor)
