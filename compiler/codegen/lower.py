@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from svdqc.compiler.codegen.cpu.kernel import Kernel, generate
-from svdqc.compiler.codegen.cpu.params import BufferParam
+from svdqc.compiler.codegen.cpu.backend import CpuBackend
+from svdqc.compiler.codegen.kernel import Kernel, generate
 from svdqc.compiler.codegen.memory import Memory
+from svdqc.compiler.codegen.printing.backend import Backend
+from svdqc.compiler.codegen.printing.params import BufferParam
 from svdqc.compiler.codegen.region import FusionPlan, Region
 from svdqc.compiler.codegen.scalar import ITEM_BYTES
 from svdqc.compiler.codegen.storage import BufferKey
@@ -50,13 +52,17 @@ class Lowered:
 
 
 def lower(
-    program: Program, fusion: FusionPlan, progress: Callable[[int, int], None] | None = None
+    program: Program,
+    fusion: FusionPlan,
+    progress: Callable[[int, int], None] | None = None,
+    backend: Backend | None = None,
 ) -> Lowered:
-    """Generate a kernel for every region and the plan that launches them in order."""
-    memory = Memory(program, fusion.regions, fusion.maps.table)
+    """Generate a kernel for every region and the plan that launches them in order; by default for CPUs."""
+    backend = backend or CpuBackend()
+    memory = Memory(program, fusion.regions, fusion.maps.table, backend.packed_codes)
     generated: list[Kernel] = []
     for done, region in enumerate(fusion.regions):
-        generated.append(generate(region, fusion.maps, memory))
+        generated.append(generate(region, fusion.maps, memory, backend))
         if progress is not None:
             progress(done + 1, len(fusion.regions))
     builder = _PlanBuilder(program, memory)
@@ -71,6 +77,7 @@ class _PlanBuilder:
     def __init__(self, program: Program, memory: Memory) -> None:
         self.program, self.memory = program, memory
         self.kernels: dict[str, int] = {}
+        self.entries: list[KernelEntry] = []
         self.launches: list[tuple[Kernel, str]] = []
         self.buffers: dict[BufferKey, int] = {}
         self.tensors: list[PlannedTensor] = []
@@ -78,7 +85,9 @@ class _PlanBuilder:
 
     def add(self, region: Region, kernel: Kernel) -> None:
         position = len(self.launches)
-        self.kernels.setdefault(kernel.name, len(self.kernels))
+        if kernel.name not in self.kernels:
+            self.kernels[kernel.name] = len(self.kernels)
+            self.entries.append(KernelEntry(kernel.name, kernel.threads, kernel.shared_bytes))
         for param in kernel.buffers:
             first, _ = self._used.get(param.buffer, (position, position))
             self._used[param.buffer] = (first, position)
@@ -120,7 +129,7 @@ class _PlanBuilder:
                 list(_outputs(self.program)), [s.name for s in self.program.outputs]
             ),
             buffers=tuple(buffers),
-            kernels=tuple(KernelEntry(name) for name in self.kernels),
+            kernels=tuple(self.entries),
             launches=launches,
             arena_bytes=arena_bytes,
         )

@@ -21,12 +21,19 @@ from svdqc.compiler.ir.symbols import SymbolTable
 class Memory(Mapping[Node, Storage]):
     """Storages by node; a weight also has one for each packing that a kernel asks for."""
 
-    def __init__(self, program: Program, regions: list[Region], table: SymbolTable) -> None:
+    def __init__(
+        self,
+        program: Program,
+        regions: list[Region],
+        table: SymbolTable,
+        packed_codes: bool = False,
+    ) -> None:
         self._table = table
         self._graph = program.graph_module.graph
         self._storages: dict[Node, Storage] = {}
         self.num_bytes: dict[BufferKey, IntExpr] = {}
         self._channels_last = _channels_last(self._graph)
+        self._packed_codes = packed_codes
         self._place_ports(program)
         self._place_outputs()
         self._place_concats()
@@ -59,6 +66,8 @@ class Memory(Mapping[Node, Storage]):
 
     def _place(self, node: Node) -> None:
         shape, dtype = self._table.shape(node), DTYPE_NAMES[node.meta["val"].dtype]
+        if self._packed_codes and _is_s4_codes(node):
+            shape = (*shape[:-1], shape[-1] // 2)
         key = BufferKey("arena", node.name)
         self._storages[node] = dense(key, dtype, shape, self._order(node, len(shape)))
         self.num_bytes[key] = dense_bytes(dtype, shape)
@@ -105,6 +114,14 @@ class Memory(Mapping[Node, Storage]):
                     whole.offset + start * whole.strides[axis],
                 )
                 start = start + shape[axis]
+
+
+def _is_s4_codes(node: Node) -> bool:
+    """The codes of a 4-bit quantization, which go from it to linears and nowhere else."""
+    source = node.args[0] if getattr(node.target, "__name__", "") == "getitem" else None
+    if not isinstance(source, Node) or str(source.target) != anchors.QUANTIZE_S4:
+        return False
+    return bool(node.args[1] == 0)
 
 
 def _channels_last(graph: object) -> set[Node]:

@@ -167,10 +167,17 @@ class RowProgram:
         return position
 
 
-def build_row_program(region: Region, maps: AccessMaps) -> RowProgram:
-    """Choose the resident values and order the statements."""
+def build_row_program(
+    region: Region, maps: AccessMaps, row_budget: int | None = None
+) -> RowProgram:
+    """Choose the resident values and order the statements.
+
+    row_budget  bytes that one row's resident values may take: the widest are computed again instead
+    """
     program = RowProgram(region, maps)
     program.resident = _choose_resident(program)
+    if row_budget is not None:
+        _drop_widest(program, row_budget)
     before = _upstream(region, region.anchor)
     for node in region.nodes:
         statement = _statement(program, node)
@@ -251,6 +258,19 @@ def _choose_resident(program: RowProgram) -> list[Node]:
         if len(readers[node]) > 1 and _is_costly(node, program):
             resident.append(node)
     return sorted(resident, key=region.nodes.index)
+
+
+def _drop_widest(program: RowProgram, row_budget: int) -> None:
+    """Keep in scratch what fits; pointwise values can be computed where they are read."""
+
+    def num_bytes(node: Node) -> int:
+        return 8 * program.region.layout.inner_elements(node).upper()
+
+    while sum(map(num_bytes, program.resident)) > row_budget:
+        pointwise = [n for n in program.resident if program.maps.kind(n) == "pointwise"]
+        if not pointwise:
+            return
+        program.resident.remove(max(pointwise, key=num_bytes))
 
 
 def _statement_readers(program: RowProgram) -> dict[Node, set[Node]]:

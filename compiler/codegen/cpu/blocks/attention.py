@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from svdqc.compiler.codegen.cpu.blocks.parts import (
-    AnchorCode,
     headers,
     result_tile,
 )
-from svdqc.compiler.codegen.cpu.blocks.plan import Block
-from svdqc.compiler.codegen.cpu.blocks.strided import Strided, lead_decode, pointer_at, strided
-from svdqc.compiler.codegen.cpu.params import Params
-from svdqc.compiler.codegen.cpu.statements import StatementPrinter
 from svdqc.compiler.codegen.ops.registry import Index
+from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
+from svdqc.compiler.codegen.printing.operands import Strided, lead_decode, pointer_at, strided
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr, prod
 from svdqc.compiler.ir.rewrite import argument, operands

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from svdqc.compiler.codegen.cpu.blocks.parts import (
-    AnchorCode,
     headers,
     uses_quantize,
 )
-from svdqc.compiler.codegen.cpu.blocks.plan import Block
-from svdqc.compiler.codegen.cpu.blocks.strided import lead_decode, pointer_at, strided
-from svdqc.compiler.codegen.cpu.params import Params
-from svdqc.compiler.codegen.cpu.statements import StatementPrinter
+from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
+from svdqc.compiler.codegen.printing.operands import lead_decode, pointer_at, strided
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.rewrite import operands
 

@@ -7,17 +7,15 @@ from dataclasses import replace
 from torch.fx import Node
 
 from svdqc.compiler.codegen.cpu.blocks.parts import (
-    AnchorCode,
     bias_context,
     headers,
     result_tile,
     uses_quantize,
-    weight_source,
 )
-from svdqc.compiler.codegen.cpu.blocks.plan import Block
-from svdqc.compiler.codegen.cpu.blocks.strided import strided
-from svdqc.compiler.codegen.cpu.params import Params
-from svdqc.compiler.codegen.cpu.statements import StatementPrinter
+from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
+from svdqc.compiler.codegen.printing.operands import strided, weight_source
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr, prod
 from svdqc.compiler.ir.rewrite import operands

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from torch.fx import Node
-
 from svdqc.compiler.codegen.cpu.blocks.parts import (
-    AnchorCode,
     bias_context,
     column_context,
     headers,
     result_tile,
     uses_quantize,
-    weight_source,
 )
-from svdqc.compiler.codegen.cpu.blocks.plan import Block
-from svdqc.compiler.codegen.cpu.params import Params
-from svdqc.compiler.codegen.cpu.statements import StatementPrinter
-from svdqc.compiler.codegen.ops.registry import Index
-from svdqc.compiler.codegen.ops.views import delinearize, linearize
+from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
+from svdqc.compiler.codegen.printing.operands import direct_rows, weight_source
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
-from svdqc.compiler.codegen.scalar import Load
-from svdqc.compiler.ir.intexpr import ZERO, IntExpr, index
+from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.ir.rewrite import argument
 
 
@@ -65,45 +59,3 @@ def linear(
         before,
         declarations,
     )
-
-
-def direct_rows(program: RowProgram, printer: StatementPrinter, x: Node) -> tuple[str, str] | None:
-    """(pointer at row_begin, row stride) if the rows of x lie in memory at equal distances, as f32; else None."""
-    layout = program.region.layout
-    shape = program.table.shape(x)
-    sizes = tuple(layout.atoms.size(a) for a in layout.outer)
-    outer = tuple(program.loop_index(a) for a in layout.outer)
-    k = index("ik", shape[-1])
-    row = linearize(outer, sizes)
-    if x in layout.axes or x in program.region.nodes:
-        return None
-    value = program.read(x, (*_split_rows(row, shape[:-1]), k))
-    if not isinstance(value, Load) or value.dtype != "f32" or value.source in program.region.nodes:
-        return None
-    storage = printer.storages[value.source]
-    address = storage.address(value.idx) - storage.offset
-    if not k.is_const:
-        (monomial,) = k.terms
-        step = address.coefficient_of(monomial[0])  # type: ignore[arg-type]
-        if step != 1:
-            return None
-        address = address - k
-    stride = _row_stride(address, outer)
-    rest = address - row * stride
-    if any(s.extent is not None for s in rest.symbols()):
-        return None
-    pointer = printer.pointer(storage)
-    text = printer.params.scalar(stride, force=True)
-    return f"{pointer} + {printer.params.scalar(rest)} + row_begin * {text}", text
-
-
-def _split_rows(row: IntExpr, sizes: Index) -> Index:
-    return delinearize(row, sizes)
-
-
-def _row_stride(address: IntExpr, outer: Index) -> IntExpr:
-    for i in reversed(outer):
-        if not i.is_const:
-            (monomial,) = i.terms
-            return address.coefficient_of(monomial[0]) or ZERO  # type: ignore[arg-type]
-    return ZERO

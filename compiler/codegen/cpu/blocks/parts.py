@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch.fx import Node
-
-from svdqc.compiler.codegen.cpu.blocks.plan import Block
-from svdqc.compiler.codegen.cpu.statements import StatementPrinter
 from svdqc.compiler.codegen.ops import anchors
+from svdqc.compiler.codegen.printing.backend import Block
+from svdqc.compiler.codegen.printing.operands import weight_source
+from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr
-
-
-@dataclass
-class AnchorCode:
-    template: str
-    context: dict[str, Any]
-    num_tasks: IntExpr
-    headers: list[str]
-    before: list[str] = field(default_factory=list)
-    scratch_declarations: list[str] = field(default_factory=list)
 
 
 def headers(*extra: str) -> list[str]:
@@ -53,11 +41,6 @@ def column_context(
 def uses_quantize(program: RowProgram) -> list[str]:
     found = any(str(n.target) == anchors.QUANTIZE_S4 for n in program.region.nodes)
     return ["quantize_s4.h"] if found else []
-
-
-def weight_source(node: Node) -> Node:
-    """The stored weight behind an operand: itself, or what a cast to float32 reads."""
-    return node.args[0] if str(node.target) == "aten._to_copy.default" else node  # type: ignore[return-value]
 
 
 def bias_context(printer: StatementPrinter, bias: Any) -> dict[str, str]:

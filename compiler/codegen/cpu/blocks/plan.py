@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from svdqc.compiler.codegen.ops import anchors
+from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.codegen.region import tiles_columns
 from svdqc.compiler.codegen.rowprogram import RowProgram
 
@@ -15,14 +14,6 @@ ROWS_IN_TILE = 12
 QUERY_BLOCK = 192
 """attention.h packs keys and values once per so many queries."""
 COLUMN_BLOCK = 256
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows per task; columns per task where the anchor is split along them, else 0."""
-
-    rows: int
-    columns: int = 0
 
 
 def plan_block(program: RowProgram) -> Block:

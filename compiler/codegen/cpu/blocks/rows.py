@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from svdqc.compiler.codegen.cpu.blocks.parts import (
-    AnchorCode,
     headers,
 )
-from svdqc.compiler.codegen.cpu.blocks.plan import Block
-from svdqc.compiler.codegen.cpu.params import Params
-from svdqc.compiler.codegen.cpu.statements import StatementPrinter
 from svdqc.compiler.codegen.ops import anchors
+from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 
 

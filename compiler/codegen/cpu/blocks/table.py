@@ -9,12 +9,11 @@ from svdqc.compiler.codegen.cpu.blocks.bmm import bmm
 from svdqc.compiler.codegen.cpu.blocks.convolution import convolution
 from svdqc.compiler.codegen.cpu.blocks.linear import linear
 from svdqc.compiler.codegen.cpu.blocks.linear_s4 import linear_s4
-from svdqc.compiler.codegen.cpu.blocks.parts import AnchorCode
-from svdqc.compiler.codegen.cpu.blocks.plan import Block
 from svdqc.compiler.codegen.cpu.blocks.rows import rows
-from svdqc.compiler.codegen.cpu.params import Params
-from svdqc.compiler.codegen.cpu.statements import StatementPrinter
 from svdqc.compiler.codegen.ops import anchors
+from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 
 BLOCKS: dict[str | None, Callable[[RowProgram, StatementPrinter, Params, Block], AnchorCode]] = {

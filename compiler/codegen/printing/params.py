@@ -93,14 +93,16 @@ class Params:
             return f"svdq::{'floor_div' if atom.op == 'floordiv' else 'floor_mod'}({lhs}, {rhs})"
         return f"svdq::{atom.op}_i64({lhs}, {rhs})"
 
-    def declarations(self) -> list[str]:
-        """C statements that bind the parameters to names."""
+    def declarations(self, arguments: str) -> list[str]:
+        """C statements that bind the parameters to names; `arguments` is how the kernel spells its own ("args->")."""
         lines = []
         for i, param in enumerate(self.buffers):
             const = "const " if param.access == "read" else ""
             pointer = f"{const}{C_TYPES[param.dtype]}*"
-            lines.append(f"{pointer} const b{i} = static_cast<{pointer}>(args->buffers[{i}]);")
-        lines.extend(f"const int64_t s{i} = args->scalars[{i}];" for i in range(len(self.scalars)))
+            lines.append(f"{pointer} const b{i} = static_cast<{pointer}>({arguments}buffers[{i}]);")
+        lines.extend(
+            f"const int64_t s{i} = {arguments}scalars[{i}];" for i in range(len(self.scalars))
+        )
         return lines
 
 

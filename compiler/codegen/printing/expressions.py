@@ -1,12 +1,15 @@
-"""Scalar expressions as C++: one local constant per distinct subexpression, guarded branches as real branches."""
+"""Scalar expressions as C++: one local constant per distinct subexpression, guarded branches as real branches.
+
+The functions of namespace svdq that it calls have the same names and meaning for every target (svdq_cpu/vec_math.h).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-from svdqc.compiler.codegen.cpu.params import C_TYPES, Params
 from svdqc.compiler.codegen.indirect import Indirects
+from svdqc.compiler.codegen.printing.params import C_TYPES, Params
 from svdqc.compiler.codegen.scalar import FLOATS, Const, IndexValue, Load, Op, Scalar
 from svdqc.compiler.ir.intexpr import IntExpr
 

@@ -1,4 +1,4 @@
-"""Operands that a block reads in memory through any views, by pointer and strides."""
+"""Operands that a kernel reads in memory through any views: by pointer and strides, or as rows at equal distances."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from torch.fx import Node
 
-from svdqc.compiler.codegen.cpu.params import Params
-from svdqc.compiler.codegen.cpu.statements import StatementPrinter
 from svdqc.compiler.codegen.ops.registry import Index
+from svdqc.compiler.codegen.ops.views import delinearize, linearize
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.codegen.scalar import Load
 from svdqc.compiler.codegen.storage import Storage
@@ -84,3 +85,46 @@ def pointer_at(params: Params, operand: Strided, lead: list[str]) -> str:
         if stride != 0
     ]
     return " + ".join([operand.pointer, *terms])
+
+
+def weight_source(node: Node) -> Node:
+    """The stored weight behind an operand: itself, or what a cast to float32 reads."""
+    return node.args[0] if str(node.target) == "aten._to_copy.default" else node  # type: ignore[return-value]
+
+
+def direct_rows(program: RowProgram, printer: StatementPrinter, x: Node) -> tuple[str, str] | None:
+    """(pointer at row_begin, row stride) if the rows of x lie in memory at equal distances, as f32; else None."""
+    layout = program.region.layout
+    shape = program.table.shape(x)
+    sizes = tuple(layout.atoms.size(a) for a in layout.outer)
+    outer = tuple(program.loop_index(a) for a in layout.outer)
+    k = index("ik", shape[-1])
+    row = linearize(outer, sizes)
+    if x in layout.axes or x in program.region.nodes:
+        return None
+    value = program.read(x, (*delinearize(row, shape[:-1]), k))
+    if not isinstance(value, Load) or value.dtype != "f32" or value.source in program.region.nodes:
+        return None
+    storage = printer.storages[value.source]
+    address = storage.address(value.idx) - storage.offset
+    if not k.is_const:
+        (monomial,) = k.terms
+        step = address.coefficient_of(monomial[0])  # type: ignore[arg-type]
+        if step != 1:
+            return None
+        address = address - k
+    stride = _row_stride(address, outer)
+    rest = address - row * stride
+    if any(s.extent is not None for s in rest.symbols()):
+        return None
+    pointer = printer.pointer(storage)
+    text = printer.params.scalar(stride, force=True)
+    return f"{pointer} + {printer.params.scalar(rest)} + row_begin * {text}", text
+
+
+def _row_stride(address: IntExpr, outer: Index) -> IntExpr:
+    for i in reversed(outer):
+        if not i.is_const:
+            (monomial,) = i.terms
+            return address.coefficient_of(monomial[0]) or ZERO  # type: ignore[arg-type]
+    return ZERO

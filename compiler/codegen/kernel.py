@@ -1,4 +1,4 @@
-"""One fused region → one C++ kernel and the arguments of its launch."""
+"""One fused region → one kernel and the arguments of its launch."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from svdqc.compiler.codegen.access import AccessMaps
-from svdqc.compiler.codegen.cpu.blocks.plan import plan_block
-from svdqc.compiler.codegen.cpu.blocks.table import describe
-from svdqc.compiler.codegen.cpu.params import BufferParam, Params
-from svdqc.compiler.codegen.cpu.statements import Scratch, StatementPrinter
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.naming import kernel_stem
+from svdqc.compiler.codegen.printing.backend import Backend
+from svdqc.compiler.codegen.printing.params import BufferParam, Params
+from svdqc.compiler.codegen.printing.statements import Scratch
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import build_row_program
 from svdqc.compiler.codegen.templates import render
-from svdqc.compiler.ir.intexpr import IntExpr
+from svdqc.compiler.ir.intexpr import ZERO, IntExpr
 
 
 @dataclass(frozen=True)
 class Kernel:
     """Rendered code and how to launch it. Equal `source` means the same kernel.
 
-    source  C++ with the kernel named `name`
+    source         C++ or CUDA with the kernel named `name`
+    threads        of a GPU's block; 0 on CPUs
+    shared_bytes   of a GPU's block, for the largest dims
+    scratch_bytes  of a CPU's thread
     """
 
     name: str
@@ -32,19 +34,21 @@ class Kernel:
     scalars: tuple[IntExpr, ...]
     num_tasks: IntExpr
     scratch_bytes: IntExpr
+    threads: int = 0
+    shared_bytes: int = 0
 
 
-def generate(region: Region, maps: AccessMaps, storages: Memory) -> Kernel:
+def generate(region: Region, maps: AccessMaps, storages: Memory, backend: Backend) -> Kernel:
     """Render the kernel of one region. `storages` has every stored value, input and weight it touches."""
-    program = build_row_program(region, maps)
+    program = build_row_program(region, maps, backend.row_budget())
     params, scratch = Params(), Scratch()
-    block = plan_block(program)
-    printer = StatementPrinter(program, storages, params, scratch, block.rows)
+    block = backend.plan_block(program)
+    printer = backend.printer(program, storages, params, scratch, block)
     context: dict[str, Any] = {
         "block_rows": block.rows,
         "num_rows": params.scalar(region.layout.num_rows, force=True),
     }
-    anchored = describe(program, printer, params, block)
+    anchored = backend.describe(program, printer, params, block)
     context.update(anchored.context)
     columns = ("col_begin", "col_end") if block.columns else None
     before = [line for s in program.before for line in printer.print(s)] + anchored.before
@@ -54,9 +58,17 @@ def generate(region: Region, maps: AccessMaps, storages: Memory) -> Kernel:
         headers=anchored.headers,
         before=before,
         after=after,
-        declarations=params.declarations(),
+        declarations=params.declarations(backend.arguments),
         scratch_declarations=printer.declarations + anchored.scratch_declarations,
     )
+    shared_bytes = scratch.num_bytes.upper() if block.threads else 0
+    if block.threads:
+        context.update(
+            threads=block.threads,
+            shared_bytes=shared_bytes,
+            num_buffers=len(params.buffers),
+            num_scalars=len(params.scalars),
+        )
     stem = kernel_stem(region, block.rows, block.columns)
     unnamed = render(anchored.template, name="@NAME@", **context)
     name = f"{stem}_{hashlib.sha256(unnamed.encode()).hexdigest()[:8]}"
@@ -66,7 +78,9 @@ def generate(region: Region, maps: AccessMaps, storages: Memory) -> Kernel:
         buffers=tuple(params.buffers),
         scalars=tuple(params.scalars),
         num_tasks=anchored.num_tasks,
-        scratch_bytes=scratch.num_bytes,
+        scratch_bytes=ZERO if block.threads else scratch.num_bytes,
+        threads=block.threads,
+        shared_bytes=shared_bytes,
     )
 
 

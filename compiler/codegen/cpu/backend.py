@@ -1,0 +1,33 @@
+"""The CPU back end: C++ over blocks of rows, for every instruction set at once."""
+
+from __future__ import annotations
+
+from svdqc.compiler.codegen.cpu.blocks.plan import plan_block
+from svdqc.compiler.codegen.cpu.blocks.table import describe
+from svdqc.compiler.codegen.cpu.statements import CpuStatements
+from svdqc.compiler.codegen.memory import Memory
+from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import Scratch, StatementPrinter
+from svdqc.compiler.codegen.rowprogram import RowProgram
+
+
+class CpuBackend:
+    arguments = "args->"
+    packed_codes = False
+
+    def plan_block(self, program: RowProgram) -> Block:
+        return plan_block(program)
+
+    def printer(
+        self, program: RowProgram, memory: Memory, params: Params, scratch: Scratch, block: Block
+    ) -> StatementPrinter:
+        return CpuStatements(program, memory, params, scratch, block.rows)
+
+    def describe(
+        self, program: RowProgram, printer: StatementPrinter, params: Params, block: Block
+    ) -> AnchorCode:
+        return describe(program, printer, params, block)
+
+    def row_budget(self) -> int | None:
+        return None

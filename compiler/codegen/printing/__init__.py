@@ -1,0 +1,1 @@
+"""What every target language shares: parameters, scalar expressions, statements over a block of rows, operands."""

@@ -1,0 +1,60 @@
+"""What a back end adds to the shared printers: blocks, anchors, statements, and the frame of a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from svdqc.compiler.codegen.memory import Memory
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import Scratch, StatementPrinter
+from svdqc.compiler.codegen.rowprogram import RowProgram
+from svdqc.compiler.ir.intexpr import IntExpr
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows per task; columns per task where the anchor is split along them, else 0; a GPU block's threads, else 0."""
+
+    rows: int
+    columns: int = 0
+    threads: int = 0
+
+
+@dataclass
+class AnchorCode:
+    """An anchor's part of a kernel: the template and its parameters, and lines around the anchor's own code."""
+
+    template: str
+    context: dict[str, Any]
+    num_tasks: IntExpr
+    headers: list[str]
+    before: list[str] = field(default_factory=list)
+    scratch_declarations: list[str] = field(default_factory=list)
+
+
+class Backend(Protocol):
+    """How regions become kernels in one language.
+
+    arguments     how a kernel spells what its launch hands over, as in `args->buffers`
+    packed_codes  whether 4-bit codes of activations lie in memory two a byte
+    """
+
+    @property
+    def arguments(self) -> str: ...
+
+    @property
+    def packed_codes(self) -> bool: ...
+
+    def plan_block(self, program: RowProgram) -> Block: ...
+
+    def printer(
+        self, program: RowProgram, memory: Memory, params: Params, scratch: Scratch, block: Block
+    ) -> StatementPrinter: ...
+
+    def describe(
+        self, program: RowProgram, printer: StatementPrinter, params: Params, block: Block
+    ) -> AnchorCode: ...
+
+    def row_budget(self) -> int | None:
+        """Bytes of scratch that one row may take; None: as many as it likes."""

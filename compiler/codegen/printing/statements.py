@@ -1,0 +1,284 @@
+"""Row-program statements as code: what every language shares. How loops are distributed is the language's own.
+
+A statement runs its body for each row of the block and each index of one value's inner axes; on a CPU those are nested
+loops, on a GPU the threads of a block share them. Bodies, addresses and stores are the same text.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+from torch.fx import Node
+
+from svdqc.compiler.codegen.memory import Memory
+from svdqc.compiler.codegen.ops.registry import Index, dtype_of
+from svdqc.compiler.codegen.ops.views import delinearize, linearize
+from svdqc.compiler.codegen.printing.expressions import (
+    BodyPrinter,
+    narrowed,
+    value_type,
+    widened,
+)
+from svdqc.compiler.codegen.printing.params import Params, largest
+from svdqc.compiler.codegen.rowprogram import Compute, Quantize, Reduce, RowProgram, Statement
+from svdqc.compiler.codegen.scalar import Load, cast
+from svdqc.compiler.codegen.storage import Storage
+from svdqc.compiler.ir.intexpr import ZERO, IntExpr, index, minimum
+
+UNROLL = 4
+"""An innermost loop of at most so many iterations is written out, so that its indices are constants."""
+
+Values = Mapping[str, "IntExpr | int"]
+Body = Callable[[Values, str], list[str]]
+"""(indices that are constants here, indentation) → lines."""
+Loop = tuple[IntExpr, IntExpr]
+"""(index, extent)"""
+
+
+class Scratch:
+    """Lays out one task's scratch memory; each piece is 64-byte aligned."""
+
+    def __init__(self) -> None:
+        self.num_bytes = ZERO
+
+    def take(self, num_bytes: IntExpr) -> IntExpr:
+        """Reserve; returns the byte offset."""
+        offset = self.num_bytes
+        self.num_bytes = self.num_bytes + num_bytes.ceildiv(64) * 64
+        return offset
+
+
+class StatementPrinter(ABC):
+    """Prints the statements of one region. `block_rows` rows are computed at a time."""
+
+    def __init__(
+        self,
+        program: RowProgram,
+        storages: Memory,
+        params: Params,
+        scratch: Scratch,
+        block_rows: int,
+    ) -> None:
+        self.program, self.storages, self.params = program, storages, params
+        self.scratch, self.block_rows = scratch, block_rows
+        self.declarations: list[str] = []
+        self.tile: tuple[str, str, str] | None = (
+            None  # anchor's tile: name, row stride, first column
+        )
+        self._scratch_names: dict[Node, str] = {}
+        for node in program.resident:
+            self._scratch_names[node] = self.declare_scratch(
+                f"t{len(self._scratch_names)}",
+                value_type(dtype_of(node)),
+                program.region.layout.inner_elements(node),
+            )
+
+    def declare_scratch(self, name: str, c_type: str, row_elements: IntExpr) -> str:
+        item = {"float": 4, "double": 8, "int64_t": 8, "int32_t": 4, "bool": 1}.get(c_type, 8)
+        offset = self.scratch.take(row_elements * self.block_rows * item)
+        self.declarations.append(
+            f"{c_type}* const {name} = reinterpret_cast<{c_type}*>(scratch + {self.params.scalar(offset)});"
+        )
+        return name
+
+    # ---- what a language decides
+
+    @abstractmethod
+    def compute(
+        self, loops: Sequence[Loop], body: Body, columns: tuple[str, str] | None
+    ) -> list[str]:
+        """Run `body` for every row and every index of `loops`; `columns` is the range of the one loop, if given."""
+
+    @abstractmethod
+    def reduce(self, statement: Reduce) -> list[str]:
+        """Fold an operand over some of its inner axes."""
+
+    @abstractmethod
+    def gather(self, source: Node, name: str, stride: str, lead: Index | None = None) -> list[str]:
+        """Copy rows of `source` (any expression) into scratch: name[r * stride + k], the last axis contiguous."""
+
+    @abstractmethod
+    def quantize(self, statement: Quantize) -> list[str]:
+        """Code rows for a quantized linear, and project them down."""
+
+    @abstractmethod
+    def row_number(self) -> str:
+        """The text of the current row's number among all rows."""
+
+    @abstractmethod
+    def row_size(self, size: IntExpr) -> str:
+        """The text of an outer axis' size, to divide a row number by."""
+
+    # ---- addresses
+
+    def load(self, load: Load) -> str:
+        """The C text of a loaded value; scratch and tiles hold values as they are computed with."""
+        node, region = load.source, self.program.region
+        anchor = region.anchor
+        if anchor is not None and node is anchor and self.tile is not None:
+            name, stride, first = self.tile
+            column = self.params.integer(self.program.inner_position(anchor, load.idx))
+            return f"{name}[r * {stride} + {column}{'' if first == '0' else ' - ' + first}]"
+        if node in self._scratch_names:
+            position = self.program.inner_position(node, load.idx)
+            stride = self.params.scalar(region.layout.inner_elements(node))
+            return f"{self._scratch_names[node]}[r * {stride} + {self.params.integer(position)}]"
+        if node in region.stored:
+            self.program.inner_position(node, load.idx)  # proves that the row is the current one
+        storage, access = self.storages[node], "update" if node in region.stored else "read"
+        return widened(self._cell(storage, load.idx, access), storage.dtype)
+
+    def _cell(self, storage: Storage, idx: Index, access: str) -> str:
+        address = storage.address(idx) - storage.offset
+        last = largest(address)
+        # A guarded load (padding) is addressed past the end but not executed there.
+        reach = None if last is None else minimum(last + 1, storage.extent)
+        name = self.params.buffer(storage, "write" if access == "update" else access, reach)
+        return f"{name}[{self.params.integer(address)}]"
+
+    def pointer(self, storage: Storage, access: str = "read") -> str:
+        """A pointer to a buffer that a library kernel walks by itself."""
+        return self.params.buffer(storage, access, None)
+
+    # ---- statements
+
+    def print(self, statement: Statement, columns: tuple[str, str] | None = None) -> list[str]:
+        """The lines of a statement; `columns` restricts the anchor's columns to [first, second)."""
+        if isinstance(statement, Compute):
+            body = self._element_body(statement.node)  # names the node's own indices first
+            return self.compute(self.loops(statement.loops), body, columns)
+        if isinstance(statement, Reduce):
+            return self.reduce(statement)
+        return self.quantize(statement)
+
+    def loops(self, atoms: Sequence[int]) -> list[Loop]:
+        """The loops over these atoms that have more than one iteration."""
+        layout = self.program.region.layout
+        found = [(self.program.loop_index(a), layout.atoms.size(a)) for a in atoms]
+        return [(i, size) for i, size in found if not i.is_const]
+
+    def decode_row(self, body: list[str]) -> list[str]:
+        """Outer indices from the row number; only those that the body mentions."""
+        layout = self.program.region.layout
+        names = [(self.program.loop_index(a), layout.atoms.size(a)) for a in layout.outer]
+        used = "\n".join(body)
+        lines, rest = [], self.row_number()
+        for position, (name, size) in enumerate(reversed(names)):
+            if name.is_const or not _mentions(used, str(name)):
+                text = None
+            elif position == len(names) - 1:
+                text = rest
+            else:
+                text = f"{rest} % {self.row_size(size)}"
+            if text is not None:
+                lines.append(f"const int64_t {name} = {text};")
+            if size != 1 and position < len(names) - 1:
+                rest = f"{rest} / {self.row_size(size)}"
+        return lines
+
+    def _element_body(self, node: Node) -> Body:
+        idx = self.program.output_index(node)
+
+        def body(values: Values, indent: str) -> list[str]:
+            own = tuple(i.substitute(values) for i in idx)
+            printer = BodyPrinter(self.params, self.load, self.program.indirects, indent)
+            text = printer.value(self.program.element(node, own))
+            return printer.lines + [indent + line for line in self.writes(node, own, text)]
+
+        return body
+
+    def writes(self, node: Node, idx: Index, text: str) -> list[str]:
+        """Store a computed element wherever its value lives."""
+        lines = []
+        if node in self._scratch_names:
+            stride = self.params.scalar(self.program.region.layout.inner_elements(node))
+            position = self.params.integer(self.program.inner_position(node, idx))
+            lines.append(f"{self._scratch_names[node]}[r * {stride} + {position}] = {text};")
+        if node in self.program.region.stored:
+            storage = self.storages[node]
+            lines.append(f"{self._cell(storage, idx, 'write')} = {narrowed(text, storage.dtype)};")
+        return lines
+
+    def reduce_indices(self, statement: Reduce) -> tuple[Index, Index]:
+        """The indices of a reduction's result and of its operand, in the order in which they are named."""
+        source = statement.node.args[0]
+        assert isinstance(source, Node)
+        return self.program.output_index(statement.node), self.program.output_index(source)
+
+    def folded_value(self, statement: Reduce, idx: Index, indent: str) -> tuple[list[str], str]:
+        """Lines that compute a reduction's operand at `idx`, and the text of its value."""
+        source = statement.node.args[0]
+        assert isinstance(source, Node)
+        printer = BodyPrinter(self.params, self.load, self.program.indirects, indent)
+        value = cast(self.program.read(source, idx), statement.reduction.dtype)
+        text = printer.value(value)
+        return printer.lines, text
+
+    def gathered_value(
+        self, source: Node, lead: Index | None, indent: str
+    ) -> tuple[list[str], str, IntExpr]:
+        """Lines that compute element `ik` of the current row of `source`; its text as f32; the row's length."""
+        shape = self.program.table.shape(source)
+        layout = self.program.region.layout
+        k = IntExpr.of(0) if shape[-1] == 1 else index("ik", shape[-1])
+        if lead is None:
+            rows = linearize(
+                tuple(self.program.loop_index(a) for a in layout.outer),
+                tuple(layout.atoms.size(a) for a in layout.outer),
+            )
+            lead = self._lead_index(source, rows)
+        printer = BodyPrinter(self.params, self.load, self.program.indirects, indent)
+        text = printer.value(cast(self.program.read(source, (*lead, k)), "f32"))
+        return printer.lines, text, shape[-1]
+
+    def _lead_index(self, source: Node, rows: IntExpr) -> Index:
+        """The leading index of `source` for the current row: by its own axes where it is in the region."""
+        layout = self.program.region.layout
+        if source in layout.axes:
+            return self.program.output_index(source)[:-1]
+        return delinearize(rows, self.program.table.shape(source)[:-1])
+
+
+def identity(combine: str, dtype: str) -> str:
+    """The text of the value that a reduction starts from."""
+    c_type = value_type(dtype)
+    lowest = (
+        f"-std::numeric_limits<{c_type}>::infinity()"
+        if dtype in ("f32", "f64")
+        else f"std::numeric_limits<{c_type}>::lowest()"
+    )
+    highest = (
+        f"std::numeric_limits<{c_type}>::infinity()"
+        if dtype in ("f32", "f64")
+        else f"std::numeric_limits<{c_type}>::max()"
+    )
+    return {
+        "add": "0",
+        "mul": "1",
+        "maximum": lowest,
+        "minimum": highest,
+        "logical_or": "false",
+        "logical_and": "true",
+    }[combine]
+
+
+def accumulate(combine: str, text: str) -> str:
+    """The statement that folds a value into `acc`."""
+    return {
+        "add": f"acc += {text};",
+        "mul": f"acc *= {text};",
+        "maximum": f"acc = ({text} > acc || {text} != {text}) ? {text} : acc;",
+        "minimum": f"acc = ({text} < acc || {text} != {text}) ? {text} : acc;",
+        "logical_or": f"acc = acc || {text};",
+        "logical_and": f"acc = acc && {text};",
+    }[combine]
+
+
+def indented(lines: list[str], levels: int = 1) -> list[str]:
+    return ["  " * levels + line for line in lines]
+
+
+def _mentions(text: str, name: str) -> bool:
+    return re.search(rf"\b{name}\b", text) is not None
