@@ -52,14 +52,19 @@ def diagonal_metric(energy: Tensor) -> Metric:
 
 
 def leading_subspace(
-    b: Tensor, metric: Metric, rank: int, seed: int, iterations: int = 4
+    b: Tensor, metric: Metric, rank: int, seed: int, iterations: int = 4, near: Tensor | None = None
 ) -> Tensor:
-    """U [out_features, rank]: the leading eigenvectors of b @ M @ b.T, by subspace iteration from a seeded start."""
+    """U [out_features, rank]: the leading eigenvectors of b @ M @ b.T, by subspace iteration.
+
+    It starts from seeded random directions and from `near` [out_features, any], a guess at U.
+    """
     out_features, in_features = b.shape
     if rank == 0:
         return b.new_zeros(out_features, 0)
     width = min(rank + _OVERSAMPLING, out_features, in_features)
     start = torch.randn(in_features, width, generator=torch.Generator().manual_seed(seed))
+    if near is not None:
+        start[:, : near.shape[1]] = b.T @ near
     basis = torch.linalg.qr(b @ metric(start)).Q
     for _ in range(iterations):
         basis = torch.linalg.qr(b @ metric(b.T @ basis)).Q

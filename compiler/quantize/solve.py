@@ -55,13 +55,16 @@ class Solution:
         return dequantize_weight(self.w_codes, self.w_scale)
 
 
-def output_error(case: Smoothed, low_rank: LowRank, residual: Tensor) -> float:
-    """Relative output error on the judging tokens; without samples, of the weight itself."""
+def output_error(
+    case: Smoothed, low_rank: LowRank, residual: Tensor, uncoded: Tensor | None = None
+) -> float:
+    """Relative output error on the judging tokens; without samples, of the weight itself.
+
+    uncoded  what the low-rank branch leaves of the weight, where the caller has it
+    """
     if case.judge_hat is None or case.judge_coded is None or case.problem.judge_output is None:
-        return float(
-            (rotated_residual(case, low_rank) - residual).norm()
-            / case.w_rot.norm().clamp_min(1e-30)
-        )
+        wanted = rotated_residual(case, low_rank) if uncoded is None else uncoded
+        return float(torch.dist(wanted, residual) / case.w_rot.norm().clamp_min(1e-30))
     wanted = case.problem.judge_output
     miss = torch.addmm(wanted, case.judge_coded, residual.T, alpha=-1.0)
     miss.addmm_(case.judge_hat @ low_rank.lora_down.T, low_rank.lora_up.T, alpha=-1.0)
@@ -201,17 +204,21 @@ def _without_feedback(case: Smoothed, rank: int, recipe: Recipe) -> Solution:
     """Iterated SVD of what rounding leaves, as SVDQuant does, in the metric of the coding noise."""
     energy = group_mean(case.noise + WEIGHT_NOISE * case.power, weight_group(case, recipe))
     best: Solution | None = None
-    coded = torch.zeros_like(case.w_rot)
+    basis: Tensor | None = None
+    uncoded = case.w_rot
     for _ in range(1 + recipe.refine_iterations):
-        uncoded = case.w_rot - coded
-        basis = leading_subspace(uncoded, diagonal_metric(energy), rank, recipe.seed)
+        basis = leading_subspace(
+            uncoded, diagonal_metric(energy), rank, recipe.seed, 4 if basis is None else 1, basis
+        )
         low_rank = branch_of(basis, uncoded, case.activation.rotate)
         residual = rotated_residual(case, low_rank)
         w_codes, w_scale = round_to_nearest(residual, weight_codec(residual, recipe), recipe.clip)
         coded = dequantize_weight(w_codes, w_scale)
-        found = Solution(low_rank, w_codes, w_scale, output_error(case, low_rank, coded))
+        found = Solution(low_rank, w_codes, w_scale, output_error(case, low_rank, coded, residual))
         if best is not None and found.error >= best.error:
             break
         best = found
+        del residual
+        uncoded = torch.sub(case.w_rot, coded, out=coded)
     assert best is not None
     return best
