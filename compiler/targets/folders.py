@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def templates_folder() -> Path:
-    """Templates and, under cpu/include, the headers that they instantiate."""
+    """Templates and, under cpu/include and cuda/include, the headers that they instantiate."""
     return Path(str(files("svdqc.templates")))
 
 
@@ -16,3 +16,8 @@ def include_folders() -> list[Path]:
     installed = Path(str(files("svdqc"))) / "include"
     beside = templates_folder().resolve().parent / "runtime" / "include"
     return [templates_folder() / "cpu" / "include", installed if installed.is_dir() else beside]
+
+
+def cuda_include_folders() -> list[Path]:
+    """The headers of CUDA kernels: the intrinsic layer and what stands on it."""
+    return [templates_folder() / "cuda" / "include"]
