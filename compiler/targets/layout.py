@@ -12,7 +12,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """pack: canonical → packed tensor. unpack: (its bytes, canonical shape) → canonical. num_bytes: of a shape, packed."""
+    """pack        canonical tensor → packed
+    unpack      (bytes of the packed form, canonical shape) → canonical tensor
+    num_bytes   canonical shape → size of the packed form
+    """
 
     pack: Callable[[Tensor], Tensor]
     unpack: Callable[[Tensor, Shape], Tensor]
