@@ -45,7 +45,7 @@ def svdquant(
     """
     rw, records = Rewriter(program), []
     groups = [group for group in groups if recipes[group.name].precision != "none"]
-    results = _in_order(
+    results = in_order(
         groups, lambda group: _quantize(program, group, samples, recipes[group.name]), jobs
     )
     if progress is not None:
@@ -69,7 +69,7 @@ def _quantize(
     return tuple(weight.shape), result
 
 
-def _in_order(
+def in_order(
     groups: list[LinearGroup], work: Callable[[LinearGroup], T], jobs: int
 ) -> Iterator[T]:
     """Results in the order of the groups, a few groups ahead at the most: memory stays bounded.
