@@ -10,6 +10,9 @@
 // A function that is called, not inlined; a translation unit need not use it.
 #define SVDQ_OUTLINE static __attribute__((noinline, unused))
 
+// A function of the C library that the compiler knows and expands in place where it can.
+#define SVDQ_LIBM(function) __builtin_##function
+
 namespace svdq {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

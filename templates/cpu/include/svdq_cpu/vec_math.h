@@ -1,5 +1,5 @@
 // vec_math.h: elementary functions on one float, branch-free, so that g++ -O3 turns loops over them
-// into vector code.
+// into vector code. GPUs use them too (svdq_cuda/math.h), so the bits are the same everywhere.
 //
 // Needs -fno-math-errno -fno-trapping-math (else selects do not if-convert); -ffast-math must stay
 // off: the range reductions rely on exact intermediate roundings. Polynomials are minimax fits,
@@ -11,7 +11,9 @@
 
 #include <cmath>
 
+#if !defined(SVDQ_MATH_BASE)  // what is below rests on: mad, bits_of, float_of, double_of
 #include "svdq_cpu/scalar.h"
+#endif
 
 namespace svdq {
 
@@ -21,15 +23,15 @@ constexpr float kNan = __builtin_nanf("");
 // --- Rounding, sign, selection
 // --------------------------------------------------------------------------------------
 
-SVDQ_INLINE float floor(float x) { return __builtin_floorf(x); }
-SVDQ_INLINE float ceil(float x) { return __builtin_ceilf(x); }
-SVDQ_INLINE float trunc(float x) { return __builtin_truncf(x); }
-SVDQ_INLINE float round_even(float x) { return __builtin_rintf(x); }
-SVDQ_INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
-SVDQ_INLINE float rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
+SVDQ_INLINE float floor(float x) { return SVDQ_LIBM(floorf)(x); }
+SVDQ_INLINE float ceil(float x) { return SVDQ_LIBM(ceilf)(x); }
+SVDQ_INLINE float trunc(float x) { return SVDQ_LIBM(truncf)(x); }
+SVDQ_INLINE float round_even(float x) { return SVDQ_LIBM(rintf)(x); }
+SVDQ_INLINE float sqrt(float x) { return SVDQ_LIBM(sqrtf)(x); }
+SVDQ_INLINE float rsqrt(float x) { return 1.0f / SVDQ_LIBM(sqrtf)(x); }
 SVDQ_INLINE float reciprocal(float x) { return 1.0f / x; }
-SVDQ_INLINE float abs(float x) { return __builtin_fabsf(x); }
-SVDQ_INLINE float copysign(float x, float sign_of) { return __builtin_copysignf(x, sign_of); }
+SVDQ_INLINE float abs(float x) { return SVDQ_LIBM(fabsf)(x); }
+SVDQ_INLINE float copysign(float x, float sign_of) { return SVDQ_LIBM(copysignf)(x, sign_of); }
 SVDQ_INLINE float sign(float x) { return x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : x * 0.0f); }
 
 // A NaN on either side gives NaN, as torch.minimum and torch.maximum.

@@ -34,11 +34,11 @@ SVDQ_INLINE TrigSplit split_trig(float x) {
   unit_lo = magnitude >= 0x1p107f ? -0x1.75e080e9be09ap-54 : unit_lo;
   const double m = (double)x * down;
   const double product = m * unit_hi;
-  const double product_lo = __builtin_fma(m, unit_hi, -product) + m * unit_lo;
+  const double product_lo = SVDQ_LIBM(fma)(m, unit_hi, -product) + m * unit_lo;
   const double shifted = product * 0.63661977236758134 + 0x1.8p52;  // |quotient| < 2^45
   const double quotient = shifted - 0x1.8p52;
-  const double near = __builtin_fma(quotient, -0x1.921fb54442d18p+0, product);
-  const double r = __builtin_fma(quotient, -0x1.1a62633145c07p-54, near + product_lo);
+  const double near = SVDQ_LIBM(fma)(quotient, -0x1.921fb54442d18p+0, product);
+  const double r = SVDQ_LIBM(fma)(quotient, -0x1.1a62633145c07p-54, near + product_lo);
   return {(float)r, (uint32_t)bits_of(shifted)};
 }
 
@@ -99,7 +99,7 @@ SVDQ_INLINE float atan(float x) {
   return copysign(large ? y + 1.57079633f : y, x);
 }
 
-SVDQ_INLINE float atan2(float y, float x) { return __builtin_atan2f(y, x); }
+SVDQ_INLINE float atan2(float y, float x) { return SVDQ_LIBM(atan2f)(y, x); }
 
 namespace detail {
 
@@ -160,21 +160,21 @@ SVDQ_INLINE float pow(float x, float y) {
 // --- Not vectorised: the C library
 // ------------------------------------------------------------------------------------
 
-SVDQ_INLINE float fmod(float a, float b) { return __builtin_fmodf(a, b); }
+SVDQ_INLINE float fmod(float a, float b) { return SVDQ_LIBM(fmodf)(a, b); }
 // torch.remainder: the sign of the divisor.
 SVDQ_INLINE float remainder(float a, float b) {
-  const float r = __builtin_fmodf(a, b);
+  const float r = SVDQ_LIBM(fmodf)(a, b);
   return (r != 0.0f) & ((r < 0.0f) != (b < 0.0f)) ? r + b : r;
 }
-SVDQ_INLINE float tan(float x) { return __builtin_tanf(x); }
-SVDQ_INLINE float asin(float x) { return __builtin_asinf(x); }
-SVDQ_INLINE float acos(float x) { return __builtin_acosf(x); }
-SVDQ_INLINE float sinh(float x) { return __builtin_sinhf(x); }
-SVDQ_INLINE float cosh(float x) { return __builtin_coshf(x); }
-SVDQ_INLINE float asinh(float x) { return __builtin_asinhf(x); }
-SVDQ_INLINE float acosh(float x) { return __builtin_acoshf(x); }
-SVDQ_INLINE float atanh(float x) { return __builtin_atanhf(x); }
-SVDQ_INLINE float erfc(float x) { return __builtin_erfcf(x); }
+SVDQ_INLINE float tan(float x) { return SVDQ_LIBM(tanf)(x); }
+SVDQ_INLINE float asin(float x) { return SVDQ_LIBM(asinf)(x); }
+SVDQ_INLINE float acos(float x) { return SVDQ_LIBM(acosf)(x); }
+SVDQ_INLINE float sinh(float x) { return SVDQ_LIBM(sinhf)(x); }
+SVDQ_INLINE float cosh(float x) { return SVDQ_LIBM(coshf)(x); }
+SVDQ_INLINE float asinh(float x) { return SVDQ_LIBM(asinhf)(x); }
+SVDQ_INLINE float acosh(float x) { return SVDQ_LIBM(acoshf)(x); }
+SVDQ_INLINE float atanh(float x) { return SVDQ_LIBM(atanhf)(x); }
+SVDQ_INLINE float erfc(float x) { return SVDQ_LIBM(erfcf)(x); }
 
 SVDQ_INLINE double sin(double x) { return std::sin(x); }
 SVDQ_INLINE double cos(double x) { return std::cos(x); }
