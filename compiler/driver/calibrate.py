@@ -85,7 +85,7 @@ def calibrate(
             if node in into:
                 into[node].add(value)
 
-        run_program(program, _as_inputs(program, sample, count), observe)
+        run_program(program, as_inputs(program, sample, count), observe)
         count += 1
         if progress is not None:
             progress(count, max(total, count))
@@ -124,7 +124,7 @@ def _layer_samples(
     return LinearSamples(shuffled[:cut], shuffled[cut:])
 
 
-def _as_inputs(program: Program, sample: Mapping[str, Any], number: int) -> dict[str, Tensor]:
+def as_inputs(program: Program, sample: Mapping[str, Any], number: int) -> dict[str, Tensor]:
     """A sample as the program's named inputs; says what does not fit."""
     from svdqc.frontends.spec import flatten_inputs
 

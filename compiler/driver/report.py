@@ -8,6 +8,7 @@ from typing import Any
 from svdqc.compiler.codegen.lower import Lowered, label_of
 from svdqc.compiler.codegen.region import FusionPlan, Region
 from svdqc.compiler.ir.program import Program
+from svdqc.compiler.passes.allocate import Allocation
 from svdqc.compiler.passes.linear_groups import block_name
 from svdqc.compiler.passes.select_layers import Decision
 from svdqc.compiler.quantize.recipe import Recipe
@@ -20,9 +21,11 @@ def compile_report(
     lowered: Lowered,
     fusion: FusionPlan,
     recipe: Recipe,
+    allocation: Allocation | None = None,
 ) -> dict[str, Any]:
-    """Layers, regions, launches per block, sizes."""
+    """Layers, regions, launches per block, sizes; how bytes were spent, where that was a choice."""
     plan = lowered.plan
+    weight_bytes = sum(t.num_bytes for t in lowered.tensors)
     return {
         "name": program.name,
         "origin": program.origin,
@@ -34,9 +37,16 @@ def compile_report(
         "num_launches": len(plan.launches),
         "launches_per_block": launches_per_block(fusion.regions),
         "regions": [describe_region(r) for r in fusion.regions],
-        "weight_bytes": sum(t.num_bytes for t in lowered.tensors),
+        "weight_bytes": weight_bytes,
         "arena_bytes": plan.arena_bytes,
+        **({} if allocation is None else {"allocation": allocation_report(allocation)}),
     }
+
+
+def allocation_report(allocation: Allocation) -> dict[str, Any]:
+    """The summary, and for each group what it got and why; kept groups too."""
+    chosen = [{"name": name, **layer} for name, layer in allocation.layers.items()]
+    return {**allocation.summary, "choices": chosen}
 
 
 def launches_per_block(regions: list[Region]) -> dict[str, int]:

@@ -64,19 +64,23 @@ def parse_budget(value: str | float) -> Budget:
     return Budget(None, ratio)
 
 
-def allocate(layers: Sequence[Sequence[Option]], budget_bytes: int) -> list[int]:
+def allocate(
+    layers: Sequence[Sequence[Option]], budget_bytes: int, fixed_bytes: int = 0
+) -> list[int]:
     """The index of the option that each layer takes; deterministic, ties go to fewer bytes.
 
-    Exact, up to a relative difference of GAP in the total error. Raises `BudgetTooSmall` with the least that would do.
+    Exact, up to a relative difference of GAP in the total error. `fixed_bytes` of the budget are spent whatever is
+    chosen. Raises `BudgetTooSmall` with the least that would do.
     """
+    budget_bytes -= fixed_bytes
     useful = [_useful(options) for options in layers]
     least = sum(options[u[0]].num_bytes for options, u in zip(layers, useful, strict=True))
     if least > budget_bytes:
         raise BudgetTooSmall(
             "budget",
-            f"{budget_bytes:,} bytes",
-            f"the least possible is {least:,} bytes",
-            "allow more bytes, or quantize layers that are kept now",
+            f"{budget_bytes + fixed_bytes:,} bytes",
+            f"the least possible is {least + fixed_bytes:,} bytes",
+            f"allow more; {fixed_bytes:,} of them are layers that are kept as they are",
         )
     chosen, price = _greedy(layers, useful, budget_bytes)
     better = _search(layers, useful, budget_bytes, chosen, price)
