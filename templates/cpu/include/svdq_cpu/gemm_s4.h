@@ -1,4 +1,5 @@
-/* The 4-bit product of a quantized linear, for a block of rows and a range of 16-column panels.
+/* The product of a linear with 4-bit weights and coded inputs, for a block of rows and a range of
+ * 16-column panels.
  *
  *   out[m, n] (+)= sum_g  x_scale[m, g] * w_scale[n, g] * sum_{k in g} codes[m, k] * w_codes[n, k]
  *
@@ -6,18 +7,23 @@
  * (sum * w_scale) and x_scale: to zero, or with `accumulate` to what out holds, such as bias and
  * low-rank branch. The bits depend on neither the rows nor the panels of a call.
  *
- * codes      [rows, k] dense int8, |code| <= largest_code(RANGE)
+ * codes      [rows, k] dense int8, |code| <= LARGEST, which is largest_code(RANGE) in gemm_s4
  * x_scale    [rows, k / GROUP] dense f32
  * w_packed   "s4_n16k4", [panels, k / 8, 16, 4] bytes of two w + 8: byte (p, b, n, j) has
  *            w_codes[16 p + n, 8 b + j] in its low nibble, w_codes[16 p + n, 8 b + 4 + j] in its
  * high w_scale    "bf16_scale_n16", [panels, k / GROUP, 16] bfloat16; 0 in columns past the last
  * out        [rows, 16 * (panel_end - panel_begin)] f32, row stride ldo, from panel_begin's column
  *
+ * E2M1 weights (E2m1Weights): the nibbles are E2M1 numbers, "e2m1_n16k4", codes of both sides their
+ * values doubled, and w_scale "e4m3_scale_n16".
+ *
  * Two steps, so that products may share their input and a task may take its columns in ranges:
  *
  * pack_codes_s4            codes, scales and code sums, rearranged for broadcasting: into
  *                          packed_codes_bytes(rows, k, GROUP) bytes of scratch
  * gemm_s4, gemm_s4_onto    the product of what was packed
+ *
+ * pack_codes and gemm_codes_onto are the same for any weights W, and for one x_scale per row.
  */
 #ifndef SVDQ_CPU_GEMM_S4_H
 #define SVDQ_CPU_GEMM_S4_H
@@ -49,7 +55,10 @@ SVDQ_INLINE int32_t sum_codes(const int8_t* codes) {
   __m256i pairs = _mm256_setzero_si256();
   SVDQ_UNROLL
   for (int i = 0; i < GROUP; i += 32) {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i));
+    const __m256i bytes =
+        GROUP % 32 == 0
+            ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i))
+            : _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i)));
     pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes));
   }
   const __m256i eight = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
@@ -91,8 +100,16 @@ SVDQ_INLINE int32_t sum_codes(const int8_t* codes) {
 
 #endif
 
-template <int GROUP, int MR>
-SVDQ_NOINLINE void pack_tile(int64_t k, const int8_t* codes, const float* x_scale, int8_t* packed) {
+/* Where the scale of row m and group g is, and what to multiply it by. */
+struct RowScales {
+  const float* first;
+  int64_t row_stride, group_stride;
+  float unit;
+};
+
+template <int GROUP, class W, int MR>
+SVDQ_NOINLINE void pack_tile(int64_t k, const int8_t* codes, const RowScales& scales,
+                             int8_t* packed) {
   const int64_t groups = k / GROUP;
   for (int64_t g = 0; g < groups; ++g) {
     const int8_t* first = codes + g * GROUP;
@@ -108,9 +125,11 @@ SVDQ_NOINLINE void pack_tile(int64_t k, const int8_t* codes, const float* x_scal
     }
     packed += GROUP * MR;
     for (row = 0; row < MR; ++row) {
-      const int32_t minus_8_sum = -8 * sum_codes<GROUP>(first + row * k);
-      memcpy(packed + row * 4, &minus_8_sum, 4);
-      memcpy(packed + (MR + row) * 4, x_scale + row * groups + g, 4);
+      const int32_t minus_sum = -W::kZero * sum_codes<GROUP>(first + row * k);
+      const float scale =
+          scales.first[row * scales.row_stride + g * scales.group_stride] * scales.unit;
+      memcpy(packed + row * 4, &minus_sum, 4);
+      memcpy(packed + (MR + row) * 4, &scale, 4);
     }
     packed += 8 * MR;
   }
@@ -123,51 +142,59 @@ SVDQ_INLINE void for_tile_rows(int rows, const Args&... args) {
   if constexpr (MR > 1) for_tile_rows<Run, MR - 1>(rows, args...);
 }
 
-template <int GROUP>
+template <int GROUP, class W>
 struct PackTile {
   template <int MR>
   struct Of {
-    SVDQ_INLINE void run(int64_t k, const int8_t* codes, const float* x_scale, int8_t* packed) {
-      pack_tile<GROUP, MR>(k, codes, x_scale, packed);
+    SVDQ_INLINE void run(int64_t k, const int8_t* codes, const RowScales& scales, int8_t* packed) {
+      pack_tile<GROUP, W, MR>(k, codes, scales, packed);
     }
   };
 };
 
-template <int GROUP, int LARGEST, int NR>
+template <int GROUP, int LARGEST, class W, int NR>
 struct MultiplyTile {
   template <int MR>
   struct Of {
-    SVDQ_INLINE void run(const TileArgs& args) { multiply_tile<GROUP, LARGEST, MR, NR>(args); }
+    SVDQ_INLINE void run(const TileArgs& args) { multiply_tile<GROUP, LARGEST, W, MR, NR>(args); }
   };
 };
 
 }  // namespace detail
 
-/* codes [rows, k], x_scale [rows, k / GROUP]  ->  packed, packed_codes_bytes(rows, k, GROUP) bytes,
- * 4-aligned. */
-template <int GROUP>
-void pack_codes_s4(int64_t rows, int64_t k, const int8_t* codes, const float* x_scale,
-                   void* packed) {
+/* codes [rows, k], x_scale [rows, k / GROUP], or [rows] where `by_row`, times `unit`  ->  packed,
+ * packed_codes_bytes(rows, k, GROUP) bytes, 4-aligned. */
+template <int GROUP, class W>
+void pack_codes(int64_t rows, int64_t k, const int8_t* codes, const float* x_scale, bool by_row,
+                float unit, void* packed) {
   int8_t* tile = static_cast<int8_t*>(packed);
+  detail::RowScales scales = {x_scale, by_row ? 1 : k / GROUP, by_row ? 0 : 1, unit};
   for (int64_t row = 0; row < rows;) {
     const int mr = detail::tile_rows(rows - row);
-    detail::for_tile_rows<detail::PackTile<GROUP>::template Of>(mr, k, codes + row * k,
-                                                                x_scale + row * (k / GROUP), tile);
+    detail::for_tile_rows<detail::PackTile<GROUP, W>::template Of>(mr, k, codes + row * k, scales,
+                                                                   tile);
+    scales.first += mr * scales.row_stride;
     tile += detail::packed_group_bytes<GROUP>(mr) * (k / GROUP);
     row += mr;
   }
 }
 
+template <int GROUP>
+void pack_codes_s4(int64_t rows, int64_t k, const int8_t* codes, const float* x_scale,
+                   void* packed) {
+  pack_codes<GROUP, S4Weights>(rows, k, codes, x_scale, false, 1.0f, packed);
+}
+
 /* `start(panel, panel_end, out)` first writes what the sums are added to (bias, low-rank branch),
  * for all rows of a panel or two, into their place in the output, `out`: it is still in the
  * first-level cache when the sums come. */
-template <int GROUP, ActRange RANGE, class Start>
-void gemm_s4_onto(int64_t rows, int64_t k, const void* packed, const uint8_t* w_packed,
-                  const uint16_t* w_scale, int64_t panel_begin, int64_t panel_end, float* out,
-                  int64_t ldo, bool accumulate, const Start& start) {
-  static_assert(GROUP == 32 || GROUP == 64 || GROUP == 128, "groups of 32, 64 or 128 along k");
+template <int GROUP, int LARGEST, class W, class Start>
+void gemm_codes_onto(int64_t rows, int64_t k, const void* packed, const uint8_t* w_packed,
+                     const typename W::Scale* w_scale, int64_t panel_begin, int64_t panel_end,
+                     float* out, int64_t ldo, bool accumulate, const Start& start) {
+  static_assert(GROUP == 16 || GROUP == 32 || GROUP == 64 || GROUP == 128, "groups along k");
   // What tiles distinguish: whether codes have 4 bits, up to 15, or 8.
-  constexpr int kLargest = largest_code(RANGE) <= 15 ? 15 : 127;
+  constexpr int kLargest = LARGEST <= 15 ? 15 : 127;
   constexpr int kWide = detail::kPanelsAtOnce;
   // A slice of k: its weights (two panels, 64 KB) and codes (a tile, 24 KB) stay close.
   constexpr int64_t kSlice = 4096 / GROUP;
@@ -204,10 +231,10 @@ void gemm_s4_onto(int64_t rows, int64_t k, const void* packed, const uint8_t* w_
           }
         }
         if (width == 1) {
-          detail::for_tile_rows<detail::MultiplyTile<GROUP, kLargest, 1>::template Of>(mr, args);
+          detail::for_tile_rows<detail::MultiplyTile<GROUP, kLargest, W, 1>::template Of>(mr, args);
         } else {
-          detail::for_tile_rows<detail::MultiplyTile<GROUP, kLargest, kWide>::template Of>(mr,
-                                                                                           args);
+          detail::for_tile_rows<detail::MultiplyTile<GROUP, kLargest, W, kWide>::template Of>(mr,
+                                                                                              args);
         }
         tile += detail::packed_group_bytes<GROUP>(mr) * groups;
         row += mr;
@@ -215,6 +242,14 @@ void gemm_s4_onto(int64_t rows, int64_t k, const void* packed, const uint8_t* w_
     }
     panel += width;
   }
+}
+
+template <int GROUP, ActRange RANGE, class Start>
+void gemm_s4_onto(int64_t rows, int64_t k, const void* packed, const uint8_t* w_packed,
+                  const uint16_t* w_scale, int64_t panel_begin, int64_t panel_end, float* out,
+                  int64_t ldo, bool accumulate, const Start& start) {
+  gemm_codes_onto<GROUP, largest_code(RANGE), S4Weights>(
+      rows, k, packed, w_packed, w_scale, panel_begin, panel_end, out, ldo, accumulate, start);
 }
 
 template <int GROUP, ActRange RANGE>

@@ -1,9 +1,10 @@
 /* One register tile of the 4-bit product, for each instruction set: MR rows times NR panels over
- * some groups of k. gemm_s4.h cuts a product into such tiles. */
+ * some groups of k. gemm_s4.h cuts a product into such tiles. W says what nibbles stand for. */
 #ifndef SVDQ_CPU_GEMM_S4_TILE_H
 #define SVDQ_CPU_GEMM_S4_TILE_H
 
 #include "svdq_cpu/isa.h"
+#include "svdq_cpu/nibbles.h"
 
 namespace svdq {
 namespace detail {
@@ -22,8 +23,8 @@ constexpr int kPanelsAtOnce = 1;
 /* A packed row tile, per group:
  *
  *   codes          [GROUP / 4][MR][4] int8
- *   minus_8_sums   [MR] int32               -8 * sum of the codes: what weights w + 8 add too much
- *   scales         [MR] f32
+ *   minus_sums     [MR] int32               -W::kZero * sum of the codes: what weights w + kZero
+ * add too much scales         [MR] f32
  */
 template <int GROUP>
 constexpr int64_t packed_group_bytes(int mr) {
@@ -49,7 +50,7 @@ struct TileArgs {
   const int8_t* packed;
   const uint8_t* w;
   int64_t w_stride;
-  const uint16_t* w_scale;
+  const void* w_scale;  // of W::Scale
   int64_t scale_stride;
   float* out;
   int64_t ldo;
@@ -68,12 +69,12 @@ SVDQ_INLINE void dot_u8_s8(__m512i& acc, __m512i u8, __m512i s8) {
 /* Sums stay in registers beside the integer accumulators, 2 * MR * NR of them. A larger tile would
  * have to store its sums after every group, and on Zen 4 each store of 64 bytes costs as much of
  * the multiplier's time as a vpdpbusd. Conversions, logic and loads ride along free. */
-template <int GROUP, int LARGEST, int MR, int NR>
+template <int GROUP, int LARGEST, class W, int MR, int NR>
 SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
   const __m512i low_nibbles = _mm512_set1_epi8(0x0f);
   const int8_t* x = args.packed;
   const uint8_t* w = args.w;
-  const uint16_t* w_scale = args.w_scale;
+  const auto* w_scale = static_cast<const typename W::Scale*>(args.w_scale);
   const int64_t w_stride = args.w_stride;
   f32x16 sums[MR][NR];
   unroll<MR>([&](auto i) SVDQ_LAMBDA {
@@ -96,15 +97,14 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
     }
 #pragma GCC unroll 1
     for (int block = 0; block < GROUP / 8; ++block) {
-      // Nibbles are unsigned bytes up to 15, codes signed ones: four products and the sum are
-      // exact.
+      // Weights are unsigned bytes, codes signed ones: four products and the sum are exact.
       __m512i bytes[NR];
       unroll<NR>([&](auto j) SVDQ_LAMBDA { bytes[j] = _mm512_loadu_si512(w + j * w_stride); });
       unroll<2>([&](auto half) SVDQ_LAMBDA {
         __m512i nibbles[NR];
         unroll<NR>([&](auto j) SVDQ_LAMBDA {
-          nibbles[j] =
-              _mm512_and_si512(half ? _mm512_srli_epi16(bytes[j], 4) : bytes[j], low_nibbles);
+          nibbles[j] = W::bytes(
+              _mm512_and_si512(half ? _mm512_srli_epi16(bytes[j], 4) : bytes[j], low_nibbles));
         });
         unroll<MR>([&](auto i) SVDQ_LAMBDA {
           const __m512i codes = _mm512_set1_epi32(load_i32(x + 4 * (half * MR + i)));
@@ -116,7 +116,8 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
     }
     const int8_t* x_scales = x + 4 * MR;
     f32x16 scale[NR];
-    unroll<NR>([&](auto j) SVDQ_LAMBDA { scale[j] = load_bf16(w_scale + j * args.scale_stride); });
+    unroll<NR>([&](auto j)
+                   SVDQ_LAMBDA { scale[j] = W::load_scale(w_scale + j * args.scale_stride); });
     unroll<MR>([&](auto i) SVDQ_LAMBDA {
       const f32x16 x_scale = set1(load_f32(x_scales + 4 * i));
       unroll<NR>([&](auto j) SVDQ_LAMBDA {
@@ -143,22 +144,22 @@ SVDQ_INLINE void dot_u8_s8(__m256i& acc, __m256i u8, __m256i s8) {
           : "x"(u8), "x"(s8));
 }
 
-template <int GROUP, int LARGEST, int MR, int NR>
+template <int GROUP, int LARGEST, class W, int MR, int NR>
 SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
   static_assert(NR == 1, "one panel fills the registers");
-  // A pair of products is at most 2 * 15 * LARGEST, so an int16 lane holds kSafe of them: 136 at
-  // codes of 8, 72 at 15, 8 at 127. A group has GROUP / 4 <= 32 to add per lane.
-  constexpr int kSafe = 32767 / (30 * LARGEST);
+  // A pair of products is at most 2 * 15 * LARGEST for S4Weights, so an int16 lane holds kSafe of
+  // them: 136 at codes of 8, 72 at 15, 8 at 127. A group has GROUP / 4 <= 32 to add per lane.
+  constexpr int kSafe = 32767 / (2 * W::kLargest * LARGEST);
   constexpr int kQuads = GROUP / 4 <= kSafe ? GROUP / 4 : 8;
   static_assert(kQuads <= kSafe && (GROUP / 4) % kQuads == 0, "int16 sums must not overflow");
   const __m256i low_nibbles = _mm256_set1_epi8(0x0f);
   const __m256i ones = _mm256_set1_epi16(1);
   const int8_t* x = args.packed;
   const uint8_t* w = args.w;
-  const uint16_t* w_scale = args.w_scale;
+  const auto* w_scale = static_cast<const typename W::Scale*>(args.w_scale);
   for (int64_t g = 0; g < args.groups; ++g) {
-    const int8_t* minus_8_sums = x + GROUP * MR;
-    const int8_t* x_scales = minus_8_sums + 4 * MR;
+    const int8_t* minus_sums = x + GROUP * MR;
+    const int8_t* x_scales = minus_sums + 4 * MR;
     alignas(32) int32_t totals[MR][16];
     int32_t* total = totals[0];
     if (args.prefetch != nullptr) {
@@ -176,7 +177,8 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
           __m256i nibbles[2];
           unroll<2>([&](auto j) SVDQ_LAMBDA {
             const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * j));
-            nibbles[j] = _mm256_and_si256(half ? _mm256_srli_epi16(bytes, 4) : bytes, low_nibbles);
+            nibbles[j] =
+                W::bytes(_mm256_and_si256(half ? _mm256_srli_epi16(bytes, 4) : bytes, low_nibbles));
           });
           unroll<MR>([&](auto i) SVDQ_LAMBDA {
             const __m256i codes = _mm256_set1_epi32(load_i32(x + 4 * (half * MR + i)));
@@ -191,12 +193,12 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
         unroll<2>([&](auto j) SVDQ_LAMBDA {
           __m256i* slot = reinterpret_cast<__m256i*>(total + i * 16 + j * 8);
           const __m256i before =
-              chunk == 0 ? _mm256_set1_epi32(load_i32(minus_8_sums + 4 * i)) : *slot;
+              chunk == 0 ? _mm256_set1_epi32(load_i32(minus_sums + 4 * i)) : *slot;
           *slot = _mm256_add_epi32(before, _mm256_madd_epi16(acc[i][j], ones));
         });
       });
     }
-    const f32x16 scale = load_bf16(w_scale);
+    const f32x16 scale = W::load_scale(w_scale);
     unroll<MR>([&](auto i) SVDQ_LAMBDA {
       const __m256i* slots = reinterpret_cast<const __m256i*>(total + i * 16);
       const f32x16 group_sum = {_mm256_cvtepi32_ps(slots[0]), _mm256_cvtepi32_ps(slots[1])};
@@ -211,7 +213,6 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
 
 #else
 
-typedef int16_t i16x8 __attribute__((vector_size(16)));
 typedef uint32_t u32x4 __attribute__((vector_size(16)));
 
 /* Bytes 0 and 2, or 1 and 3, of each quad of codes, sign-extended to int16. */
@@ -221,24 +222,24 @@ SVDQ_INLINE i16x8 odd_codes(i16x8 quads) { return quads >> 8; }
 /* Half a panel, 8 columns, at a time. A quad of weights is one 32-bit lane, whose nibbles mask out
  * to pairs of int16 at k = (0, 2), (1, 3), (4, 6) and (5, 7), which is how codes unpack too; the
  * two sums of a column are added when they are widened. */
-template <int GROUP, int LARGEST, int MR, int NR>
+template <int GROUP, int LARGEST, class W, int MR, int NR>
 SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
   static_assert(NR == 1, "one panel at a time");
-  // A product is at most 15 * LARGEST, and every 8 k add 4 of them to an int16 lane: 64 * 15 * 15 =
-  // 14400 in a group of 128, 16 * 15 * 127 = 30480 in 32.
+  // A product is at most 15 * LARGEST for S4Weights, and every 8 k add 4 of them to an int16 lane:
+  // 64 * 15 * 15 = 14400 in a group of 128, 16 * 15 * 127 = 30480 in 32.
   constexpr int kChunk = LARGEST <= 15 ? GROUP : 32;
-  static_assert(kChunk / 2 * 15 * LARGEST <= 32767 && GROUP % kChunk == 0,
+  static_assert(kChunk / 2 * W::kLargest * LARGEST <= 32767 && GROUP % kChunk == 0,
                 "int16 must not overflow");
   for (int column = 0; column < 16; column += 8) {
     const int8_t* x = args.packed;
     const uint8_t* w = args.w + column * 4;
-    const uint16_t* w_scale = args.w_scale + column;
+    const auto* w_scale = static_cast<const typename W::Scale*>(args.w_scale);
     for (int64_t g = 0; g < args.groups; ++g) {
-      const int8_t* minus_8_sums = x + GROUP * MR;
-      const int8_t* x_scales = minus_8_sums + 4 * MR;
+      const int8_t* minus_sums = x + GROUP * MR;
+      const int8_t* x_scales = minus_sums + 4 * MR;
       int32_t totals[MR][8];
       for (int i = 0; i < MR; ++i) {
-        for (int n = 0; n < 8; ++n) totals[i][n] = load_i32(minus_8_sums + 4 * i);
+        for (int n = 0; n < 8; ++n) totals[i][n] = load_i32(minus_sums + 4 * i);
       }
       for (int chunk = 0; chunk < GROUP; chunk += kChunk) {
         i16x8 acc[MR][2] = {};
@@ -248,8 +249,9 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
           unroll<2>([&](auto half) SVDQ_LAMBDA {
             i16x8 even[2], odd[2];
             unroll<2>([&](auto j) SVDQ_LAMBDA {
-              even[j] = reinterpret_cast<i16x8>((quads[j] >> (4 * half)) & 0x000f000fu);
-              odd[j] = reinterpret_cast<i16x8>((quads[j] >> (4 * half + 8)) & 0x000f000fu);
+              even[j] = W::words(reinterpret_cast<i16x8>((quads[j] >> (4 * half)) & 0x000f000fu));
+              odd[j] =
+                  W::words(reinterpret_cast<i16x8>((quads[j] >> (4 * half + 8)) & 0x000f000fu));
             });
             unroll<MR>([&](auto i) SVDQ_LAMBDA {
               const uint32_t quad = static_cast<uint32_t>(load_i32(x + 4 * (half * MR + i)));
@@ -269,12 +271,14 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
           }
         });
       }
+      float w_scales[16];
+      store(w_scales, W::load_scale(w_scale));
       for (int i = 0; i < MR; ++i) {
         float* sums = args.out + i * args.ldo + column;
         const float x_scale = load_f32(x_scales + 4 * i);
         for (int n = 0; n < 8; ++n) {
           const float before = args.accumulate || g > 0 ? sums[n] : 0.0f;
-          sums[n] = before + static_cast<float>(totals[i][n]) * bf16_to_f32(w_scale[n]) * x_scale;
+          sums[n] = before + static_cast<float>(totals[i][n]) * w_scales[column + n] * x_scale;
         }
       }
       x += 8 * MR;
