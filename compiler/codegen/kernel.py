@@ -40,7 +40,7 @@ class Kernel:
 
 def generate(region: Region, maps: AccessMaps, storages: Memory, backend: Backend) -> Kernel:
     """Render the kernel of one region. `storages` has every stored value, input and weight it touches."""
-    program = build_row_program(region, maps, backend.row_budget())
+    program = build_row_program(region, maps, backend.row_budget(region))
     params, scratch = Params(), Scratch()
     block = backend.plan_block(program)
     printer = backend.printer(program, storages, params, scratch, block)

@@ -19,5 +19,5 @@ def include_folders() -> list[Path]:
 
 
 def cuda_include_folders() -> list[Path]:
-    """The headers of CUDA kernels: the intrinsic layer and what stands on it."""
-    return [templates_folder() / "cuda" / "include"]
+    """The headers of CUDA kernels: the intrinsic layer and what stands on it; and the elementary functions of the CPUs."""
+    return [templates_folder() / family / "include" for family in ("cuda", "cpu")]

@@ -9,6 +9,7 @@ from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import Scratch, StatementPrinter
+from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import RowProgram
 
 
@@ -29,5 +30,5 @@ class CpuBackend:
     ) -> AnchorCode:
         return describe(program, printer, params, block)
 
-    def row_budget(self) -> int | None:
+    def row_budget(self, region: Region) -> int | None:
         return None

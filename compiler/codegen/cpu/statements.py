@@ -10,6 +10,7 @@ from torch.fx import Node
 from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.printing.expressions import value_type
 from svdqc.compiler.codegen.printing.statements import (
+    RANGES,
     UNROLL,
     Body,
     Loop,
@@ -19,11 +20,8 @@ from svdqc.compiler.codegen.printing.statements import (
     indented,
 )
 from svdqc.compiler.codegen.rowprogram import Quantize, Reduce
-from svdqc.compiler.codegen.scalar import ITEM_BYTES
 from svdqc.compiler.ir.intexpr import IntExpr, prod
 from svdqc.compiler.ir.rewrite import operands
-
-RANGES = {"symmetric": "Symmetric7", "signed8": "Signed8", "unsigned": "Unsigned15"}
 
 
 class CpuStatements(StatementPrinter):
@@ -129,7 +127,7 @@ class CpuStatements(StatementPrinter):
         x = f"x{len(self._scratch_names) + len(self.declarations)}"
         self.declare_scratch(x, "float", IntExpr.of(stride))
         lines = self.gather(source, x, str(stride))
-        codes, scale, low = (self._item_pointer(node, i) for i in range(3))
+        codes, scale, low = (self.item_pointer(node, i) for i in range(3))
         smooth = self.pointer(self.storages[inv_smooth])
         template = (
             f"{group}, svdq::ActRange::{RANGES[str(range_name)]}, {'true' if rotated else 'false'}"
@@ -165,18 +163,6 @@ class CpuStatements(StatementPrinter):
             f"{target}[r * {row_stride} + j];"
         )
         return [call, f"for (int64_t r = 0; r < rows; ++r) {copy}"]
-
-    def _item_pointer(self, node: Node, position: int) -> str:
-        for user in node.users:
-            if user.args[1] == position and user in self.storages:
-                return self.pointer(self.storages[user], "write")
-        # Nobody reads this output: it still needs a place.
-        dtype, c_type = (("i8", "int8_t"), ("f32", "float"), ("f32", "float"))[position]
-        value = node.meta["val"][position]
-        width = int(value.shape[-1])
-        name = f"unused{position}"
-        self.declare_scratch(name, "float", IntExpr.of(max(width * ITEM_BYTES[dtype] // 4, 1)))
-        return f"(reinterpret_cast<{c_type}*>({name}) - row_begin * {width})"
 
 
 def _simd_clause(combine: str, dtype: str) -> str:

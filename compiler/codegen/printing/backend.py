@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import Scratch, StatementPrinter
+from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr
 
@@ -56,5 +57,5 @@ class Backend(Protocol):
         self, program: RowProgram, printer: StatementPrinter, params: Params, block: Block
     ) -> AnchorCode: ...
 
-    def row_budget(self) -> int | None:
-        """Bytes of scratch that one row may take; None: as many as it likes."""
+    def row_budget(self, region: Region) -> int | None:
+        """Bytes of scratch that one row's resident values may take; None: as many as they like."""

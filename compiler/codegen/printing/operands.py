@@ -87,6 +87,11 @@ def pointer_at(params: Params, operand: Strided, lead: list[str]) -> str:
     return " + ".join([operand.pointer, *terms])
 
 
+def stored_kind(storage: Storage) -> str:
+    """How svdq_cpu/element.h calls what widens this storage's values to f32."""
+    return {"f32": "StoredF32", "bf16": "StoredBf16", "f16": "StoredF16"}[storage.dtype]
+
+
 def weight_source(node: Node) -> Node:
     """The stored weight behind an operand: itself, or what a cast to float32 reads."""
     return node.args[0] if str(node.target) == "aten._to_copy.default" else node  # type: ignore[return-value]

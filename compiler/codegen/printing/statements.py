@@ -23,12 +23,15 @@ from svdqc.compiler.codegen.printing.expressions import (
 )
 from svdqc.compiler.codegen.printing.params import Params, largest
 from svdqc.compiler.codegen.rowprogram import Compute, Quantize, Reduce, RowProgram, Statement
-from svdqc.compiler.codegen.scalar import Load, cast
+from svdqc.compiler.codegen.scalar import ITEM_BYTES, Load, cast
 from svdqc.compiler.codegen.storage import Storage
 from svdqc.compiler.ir.intexpr import ZERO, IntExpr, index, minimum
 
 UNROLL = 4
 """An innermost loop of at most so many iterations is written out, so that its indices are constants."""
+
+RANGES = {"symmetric": "Symmetric7", "signed8": "Signed8", "unsigned": "Unsigned15"}
+"""Activation ranges as svdq_cpu/act_range.h spells them."""
 
 Values = Mapping[str, "IntExpr | int"]
 Body = Callable[[Values, str], list[str]]
@@ -141,6 +144,19 @@ class StatementPrinter(ABC):
     def pointer(self, storage: Storage, access: str = "read") -> str:
         """A pointer to a buffer that a library kernel walks by itself."""
         return self.params.buffer(storage, access, None)
+
+    def item_pointer(self, node: Node, position: int, width: int = 0) -> str:
+        """A pointer to the codes (0), scales (1) or projection (2) that a quantization writes; rows of `width` values."""
+        for user in node.users:
+            if user.args[1] == position and user in self.storages:
+                return self.pointer(self.storages[user], "write")
+        # Nobody reads this output: it still needs a place.
+        dtype, c_type = (("i8", "int8_t"), ("f32", "float"), ("f32", "float"))[position]
+        value = node.meta["val"][position]
+        width = width or int(value.shape[-1])
+        name = f"unused{position}"
+        self.declare_scratch(name, "float", IntExpr.of(max(width * ITEM_BYTES[dtype] // 4, 1)))
+        return f"(reinterpret_cast<{c_type}*>({name}) - row_begin * {width})"
 
     # ---- statements
 

@@ -9,10 +9,9 @@ from svdqc.compiler.codegen.cpu.blocks.parts import (
     result_tile,
     uses_quantize,
 )
-from svdqc.compiler.codegen.cpu.statements import RANGES
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
-from svdqc.compiler.codegen.printing.statements import StatementPrinter
+from svdqc.compiler.codegen.printing.statements import RANGES, StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.ir.rewrite import operands

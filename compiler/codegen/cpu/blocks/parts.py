@@ -6,7 +6,7 @@ from typing import Any
 
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.backend import Block
-from svdqc.compiler.codegen.printing.operands import weight_source
+from svdqc.compiler.codegen.printing.operands import stored_kind, weight_source
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr
@@ -48,5 +48,4 @@ def bias_context(printer: StatementPrinter, bias: Any) -> dict[str, str]:
     if bias is None:
         return {"bias": "", "bias_stored": ""}
     storage = printer.storages[weight_source(bias)]
-    kinds = {"f32": "StoredF32", "bf16": "StoredBf16", "f16": "StoredF16"}
-    return {"bias": printer.pointer(storage), "bias_stored": kinds[storage.dtype]}
+    return {"bias": printer.pointer(storage), "bias_stored": stored_kind(storage)}

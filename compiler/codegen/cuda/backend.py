@@ -1,0 +1,42 @@
+"""The CUDA back end: a task is a CTA, scratch is shared memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from svdqc.compiler.codegen.cuda.blocks.plan import plan_block, row_budget
+from svdqc.compiler.codegen.cuda.blocks.table import describe
+from svdqc.compiler.codegen.cuda.statements import CudaStatements
+from svdqc.compiler.codegen.memory import Memory
+from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import Scratch, StatementPrinter
+from svdqc.compiler.codegen.region import Region
+from svdqc.compiler.codegen.rowprogram import RowProgram
+from svdqc.compiler.targets.cuda import CudaTarget
+
+
+@dataclass(frozen=True)
+class CudaBackend:
+    """Kernels for one architecture, within its limits."""
+
+    target: CudaTarget
+
+    arguments = "args."
+    packed_codes = True
+
+    def plan_block(self, program: RowProgram) -> Block:
+        return plan_block(program, self.target)
+
+    def printer(
+        self, program: RowProgram, memory: Memory, params: Params, scratch: Scratch, block: Block
+    ) -> StatementPrinter:
+        return CudaStatements(program, memory, params, scratch, block)
+
+    def describe(
+        self, program: RowProgram, printer: StatementPrinter, params: Params, block: Block
+    ) -> AnchorCode:
+        return describe(self.target, program, printer, params, block)
+
+    def row_budget(self, region: Region) -> int | None:
+        return row_budget(region, self.target)

@@ -1,0 +1,1 @@
+"""What a region's anchor adds to its kernel on a GPU: one file per anchor, `table.py` lists them."""

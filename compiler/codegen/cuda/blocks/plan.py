@@ -1,0 +1,80 @@
+"""How many rows, columns and threads one CTA of a region has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from svdqc.compiler.codegen.ops import anchors
+from svdqc.compiler.codegen.printing.backend import Block
+from svdqc.compiler.codegen.region import Region
+from svdqc.compiler.codegen.rowprogram import Quantize, Reduce, RowProgram
+from svdqc.compiler.ir.rewrite import operands
+from svdqc.compiler.targets.cuda import CudaTarget
+from svdqc.errors import SvdqcError
+
+ELEMENTS = 2048
+"""Of a pointwise CTA: eight for each thread."""
+SHARED_BYTES = 48 << 10
+"""What a CTA of rows takes at most if it has a choice: several then share a multiprocessor."""
+ENOUGH_CTAS = 256
+"""Fewer rows per CTA where that many are not reached."""
+ROWS = 8
+"""Of a CTA that reduces or quantizes: a row for each warp."""
+
+
+class RowTooWide(SvdqcError):
+    """One row of a region does not fit in the shared memory of a GPU."""
+
+
+def plan_block(program: RowProgram, target: CudaTarget) -> Block:
+    """The block of a region."""
+    anchor = program.region.anchor
+    if anchor is not None:
+        return ANCHOR_BLOCKS[str(anchor.target)](program, target)
+    return _rows_block(program, target)
+
+
+def row_budget(region: Region, target: CudaTarget) -> int:
+    """Bytes for one row's resident values. A tile of columns keeps none: they would be as wide as the row."""
+    if region.anchor is not None and str(region.anchor.target) != anchors.ATTENTION:
+        return 0
+    return max(0, _room(target) - _quantized_bytes(region)) // (
+        1 if region.anchor is None else 4 * QUERY_ROWS
+    )
+
+
+def _room(target: CudaTarget) -> int:
+    return target.shared_bytes_per_cta - 4096  # partial sums, alignment
+
+
+def _quantized_bytes(region: Region) -> int:
+    """Of one row of each quantization's input."""
+    found = [n for n in region.nodes if str(n.target) == anchors.QUANTIZE_S4]
+    return sum(4 * (int(operands(n)[0].meta["val"].shape[-1]) + 20) for n in found)
+
+
+def _rows_block(program: RowProgram, target: CudaTarget) -> Block:
+    region = program.region
+    layout, num_rows = region.layout, region.layout.num_rows.upper()
+    widths = [layout.inner_elements(n).upper() for n in region.nodes if n in layout.axes]
+    width = max(widths, default=1)
+    resident = sum(8 * layout.inner_elements(n).upper() + 64 for n in program.resident)
+    row_bytes = resident + _quantized_bytes(region)
+    if row_bytes > _room(target):
+        raise RowTooWide(
+            "compile",
+            str(region.nodes[-1]),
+            f"a row takes {row_bytes} bytes, {target.name} has {target.shared_bytes_per_cta}",
+            "compile it for another target, or keep the layer with --keep",
+        )
+    rows = max(1, ELEMENTS // max(width, 1))
+    if any(isinstance(s, (Reduce, Quantize)) for s in (*program.before, *program.after)):
+        rows = max(rows, ROWS)
+    if row_bytes:
+        rows = min(rows, max(1, SHARED_BYTES // row_bytes))
+    rows = max(1, min(rows, num_rows, max(1, num_rows // ENOUGH_CTAS)))
+    return Block(rows, 0, 256 if rows * width > 512 else 128)
+
+
+QUERY_ROWS = 32
+ANCHOR_BLOCKS: dict[str, Callable[[RowProgram, CudaTarget], Block]] = {}

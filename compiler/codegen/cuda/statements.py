@@ -1,0 +1,281 @@
+"""Row-program statements as CUDA: the elements of a block of rows are shared among the threads of a CTA.
+
+    for (uint32_t e = svdq::thread_id(); e < rows * inner; e += threads)      consecutive threads, consecutive elements
+
+Between statements the CTA meets, so a statement may read what any thread wrote. A reduction is done by one thread, one
+warp or the whole CTA per result, whichever its shape asks for; each has one fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+from torch.fx import Node
+
+from svdqc.compiler.codegen.memory import Memory
+from svdqc.compiler.codegen.ops.registry import Index
+from svdqc.compiler.codegen.printing.backend import Block
+from svdqc.compiler.codegen.printing.expressions import value_type
+from svdqc.compiler.codegen.printing.operands import stored_kind
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import (
+    RANGES,
+    UNROLL,
+    Body,
+    Loop,
+    Scratch,
+    StatementPrinter,
+    accumulate,
+    identity,
+    indented,
+)
+from svdqc.compiler.codegen.rowprogram import Quantize, Reduce, RowProgram, Statement
+from svdqc.compiler.ir.intexpr import IntExpr, prod
+from svdqc.compiler.ir.rewrite import operands
+
+SERIAL_FOLD = 16
+"""So few values are added by one thread."""
+MANY_RESULTS = 64
+"""So many results per row keep the threads busy with one result each, and neighbours read neighbours."""
+CTA_FOLD = 2048
+"""So many values per result are worth the whole CTA."""
+SYNC = "svdq::cta_sync();"
+
+
+class CudaStatements(StatementPrinter):
+    """Elements are counted in 32 bits: a block of rows has fewer than 2^31."""
+
+    def __init__(
+        self, program: RowProgram, storages: Memory, params: Params, scratch: Scratch, block: Block
+    ) -> None:
+        super().__init__(program, storages, params, scratch, block.rows)
+        self.block = block
+        self._is_first = program.region.anchor is None
+
+    def print(self, statement: Statement, columns: tuple[str, str] | None = None) -> list[str]:
+        first, self._is_first = self._is_first, False
+        lines = super().print(statement, columns)
+        return lines if first else [SYNC, *lines]
+
+    def row_number(self) -> str:
+        return "static_cast<uint32_t>(row_begin + r)"
+
+    def row_size(self, size: IntExpr) -> str:
+        return self._unsigned(size, force=True)
+
+    def _unsigned(self, size: IntExpr, force: bool = False) -> str:
+        text = self.params.scalar(size, force=force)
+        return f"{text}u" if text.isdigit() else f"static_cast<uint32_t>({text})"
+
+    # ---- loops
+
+    def compute(
+        self, loops: Sequence[Loop], body: Body, columns: tuple[str, str] | None
+    ) -> list[str]:
+        loops = list(loops)
+        if columns is not None:
+            return self._compute_columns(loops, body, columns)
+        unrolled: list[tuple[str, int]] = []
+        while loops and (count := loops[-1][1].as_int()) is not None and 0 < count <= UNROLL:
+            name, _ = loops.pop()
+            unrolled.insert(0, (str(name), count))
+        lines: list[str] = []
+        for values in product(*(range(count) for _, count in unrolled)):
+            chosen: dict[str, IntExpr | int] = {
+                n: v for (n, _), v in zip(unrolled, values, strict=True)
+            }
+            block = body(chosen, "")
+            lines.extend(["{", *indented(block), "}"] if unrolled else block)
+        return self._elements(loops, lines)
+
+    def _elements(self, loops: Sequence[Loop], body: list[str]) -> list[str]:
+        """`body` for each row and index, a thread each."""
+        inner = prod(size for _, size in loops)
+        if inner.as_int() == 0:
+            return []
+        decode = self._decode(loops, "e")
+        body = decode + self.decode_row(body) + body
+        return [
+            *self._thread_loop("e", f"rows * {self.params.scalar(inner)}"),
+            *indented(body),
+            "}",
+        ]
+
+    def _compute_columns(
+        self, loops: list[Loop], body: Body, columns: tuple[str, str]
+    ) -> list[str]:
+        """The columns of a tile: `columns` is their range, of at most block.columns."""
+        lines = body({}, "")
+        width = self.block.columns
+        name = str(loops[0][0]) if loops else "column"
+        head = [
+            f"const int64_t r = e / {width}u;",
+            f"const int64_t {name} = {columns[0]} + e % {width}u;",
+            f"if ({name} >= {columns[1]}) continue;",
+        ]
+        return [
+            *self._thread_loop("e", f"rows * {width}"),
+            *indented(head + self.decode_row(lines) + lines),
+            "}",
+        ]
+
+    def _thread_loop(self, name: str, count: str) -> list[str]:
+        return [
+            f"for (uint32_t {name} = svdq::thread_id(); {name} < static_cast<uint32_t>({count}); "
+            f"{name} += {self.block.threads}) {{"
+        ]
+
+    def _decode(self, loops: Sequence[Loop], number: str) -> list[str]:
+        """The row and the loops' indices from the number of an element, innermost fastest."""
+        lines, rest = [], number
+        for i, size in reversed(loops):
+            extent = self._unsigned(size)
+            lines.append(f"const int64_t {i} = {rest} % {extent};")
+            rest = f"{rest} / {extent}"
+        lines.append(f"const int64_t r = {rest};")
+        return lines
+
+    # ---- reductions
+
+    def reduce(self, statement: Reduce) -> list[str]:
+        own, operand = self.reduce_indices(statement)
+        folded, kept = self.loops(statement.folded), self.loops(statement.kept)
+        count = prod(size for _, size in folded).upper()
+        results = prod(size for _, size in kept).upper()
+        if count <= SERIAL_FOLD or results >= MANY_RESULTS:
+            return self._reduce_serially(statement, own, operand, folded, kept)
+        few = results * self.block.rows < self.block.threads // 32
+        return self._reduce_together(
+            statement, own, operand, folded, kept, by_cta=few and count >= CTA_FOLD
+        )
+
+    def _reduce_serially(
+        self, statement: Reduce, own: Index, operand: Index, folded: list[Loop], kept: list[Loop]
+    ) -> list[str]:
+        """A thread per result."""
+        reduction = statement.reduction
+        lines = [self._start(statement)]
+        pad = ""
+        for name, size in folded:
+            extent = self.params.scalar(size)
+            lines.append(f"{pad}for (int64_t {name} = 0; {name} < {extent}; ++{name}) {{")
+            pad += "  "
+        body, text = self.folded_value(statement, operand, pad)
+        lines += [*body, f"{pad}{accumulate(reduction.combine, text)}"]
+        while pad:
+            pad = pad[:-2]
+            lines.append(f"{pad}}}")
+        lines += self._finish(statement, folded) + self.writes(statement.node, own, "acc")
+        return self._elements(kept, lines)
+
+    def _reduce_together(
+        self,
+        statement: Reduce,
+        own: Index,
+        operand: Index,
+        folded: list[Loop],
+        kept: list[Loop],
+        by_cta: bool,
+    ) -> list[str]:
+        """A warp, or the CTA, per result: each thread folds every so-many-th value, then they meet."""
+        reduction = statement.reduction
+        c_type = value_type(reduction.dtype)
+        body, text = self.folded_value(statement, operand, "")
+        count = self.params.scalar(prod(size for _, size in folded))
+        index = self._decode(folded, "f")[:-1]
+        start, step = ("thread_id", self.block.threads) if by_cta else ("lane_id", 32)
+        combine = (
+            f"[]({c_type} acc, {c_type} value) SVDQ_LAMBDA {{ "
+            f"{accumulate(reduction.combine, 'value')} return acc; }}"
+        )
+        if by_cta:
+            partials = f"p{len(self.declarations)}"
+            self._declare_partials(partials, c_type)
+            fold = f"acc = svdq::cta_fold<{self.block.threads}>(acc, {partials}, {combine});"
+            writer = "svdq::thread_id() == 0"
+        else:
+            fold = f"acc = svdq::warp_fold(acc, {combine});"
+            writer = "svdq::lane_id() == 0"
+        lines = [
+            self._start(statement),
+            f"for (uint32_t f = svdq::{start}(); f < static_cast<uint32_t>({count}); f += {step}) {{",
+            *indented([*index, *body, accumulate(reduction.combine, text)]),
+            "}",
+            fold,
+            *self._finish(statement, folded),
+            f"if ({writer}) {{",
+            *indented(self.writes(statement.node, own, "acc")),
+            "}",
+        ]
+        decode = self._decode(kept, "e")
+        lines = decode + self.decode_row(lines) + lines
+        results = f"rows * {self.params.scalar(prod(size for _, size in kept))}"
+        first, stride = ("0", 1) if by_cta else ("svdq::warp_id()", self.block.threads // 32)
+        return [
+            f"for (uint32_t e = {first}; e < static_cast<uint32_t>({results}); e += {stride}) {{",
+            *indented(lines),
+            "}",
+        ]
+
+    def _declare_partials(self, name: str, c_type: str) -> None:
+        """Shared memory for one value per warp."""
+        offset = self.scratch.take(IntExpr.of(8 * (self.block.threads // 32)))
+        self.declarations.append(
+            f"{c_type}* const {name} = reinterpret_cast<{c_type}*>(scratch + {self.params.scalar(offset)});"
+        )
+
+    def _start(self, statement: Reduce) -> str:
+        reduction = statement.reduction
+        return (
+            f"{value_type(reduction.dtype)} acc = {identity(reduction.combine, reduction.dtype)};"
+        )
+
+    def _finish(self, statement: Reduce, folded: list[Loop]) -> list[str]:
+        if not statement.reduction.mean:
+            return []
+        count = self.params.scalar(prod(size for _, size in folded))
+        return [f"acc /= static_cast<{value_type(statement.reduction.dtype)}>({count});"]
+
+    # ---- rows in shared memory
+
+    def gather(self, source: Node, name: str, stride: str, lead: Index | None = None) -> list[str]:
+        lines, text, width = self.gathered_value(source, lead, "")
+        body = [*lines, f"{name}[r * {stride} + ik] = {text};"]
+        extent = self._unsigned(width)
+        head = [f"const int64_t ik = e % {extent};", f"const int64_t r = e / {extent};"]
+        return [
+            *self._thread_loop("e", f"rows * {self.params.scalar(width)}"),
+            *indented(head + self.decode_row(body) + body),
+            "}",
+        ]
+
+    def quantize(self, statement: Quantize) -> list[str]:
+        node, source = statement.node, statement.source
+        _, inv_smooth, lora_down, group, range_name, rotated, shift = operands(node)
+        shape = self.program.table.shape(source)
+        in_features, rank = shape[-1].const, int(lora_down.meta["val"].shape[0])
+        stride = in_features + 4  # rows begin on different banks
+        x = f"x{len(self._scratch_names) + len(self.declarations)}"
+        self.declare_scratch(x, "float", IntExpr.of(stride))
+        lines = self.gather(source, x, str(stride))
+        kind, threads = RANGES[str(range_name)], self.block.threads
+        code_bytes = in_features if kind == "Symmetric127" else in_features // 2
+        codes = self.item_pointer(node, 0, code_bytes)
+        scale, low = self.item_pointer(node, 1), self.item_pointer(node, 2)
+        smooth = self.pointer(self.storages[inv_smooth])
+        lines += [
+            SYNC,
+            f"svdq::quantize_s4<{group}, svdq::ActRange::{kind}, {'true' if rotated else 'false'}, {threads}>("
+            f"rows, {in_features}, {x}, {stride}, {smooth}, {float(shift)!r}f, "
+            f"{codes} + row_begin * {code_bytes}, {scale} + row_begin * {in_features // int(group)});",
+        ]
+        if rank:
+            weight = self.storages[lora_down]
+            lines += [
+                SYNC,
+                f"svdq::project_down<{self.block_rows}, {threads}, svdq::{stored_kind(weight)}>("
+                f"rows, {in_features}, {x}, {stride}, {self.pointer(weight)}, {rank}, "
+                f"{low} + row_begin * {rank});",
+            ]
+        return lines
