@@ -75,7 +75,7 @@ SVDQ_INLINE uint8_t f32_to_e2m1(float x) {
   const uint32_t sign = (bits_of(x) >> 28) & 8u;
   const uint32_t magnitude = bits_of(x) & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return 7;  // NaN becomes the largest, as the instruction does
-  if (magnitude >= 0x40a00000u) return static_cast<uint8_t>(sign | 7u);  // >= 5: 6, or saturated
+  if (magnitude >= 0x40c00000u) return static_cast<uint8_t>(sign | 7u);  // >= 6
   // Below 1: adding 2^22 aligns the last place of a subnormal, 0.5.
   if (magnitude < 0x3f800000u) {
     return static_cast<uint8_t>(sign | (bits_of(float_of(magnitude) + 0x1p22f) - 0x4a800000u));

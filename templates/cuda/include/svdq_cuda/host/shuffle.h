@@ -54,6 +54,12 @@ SVDQ_INLINE T shuffle_down(T value, uint32_t distance, uint32_t mask = kFullWarp
   return host::exchange("shuffle_down", value, lane + static_cast<int32_t>(distance), mask);
 }
 
+SVDQ_INLINE uint32_t warp_uniform(uint32_t value) {
+  const uint32_t first = host::exchange("warp_uniform", value, 0, kFullWarp);
+  if (first != value) host::cta().fail("warp_uniform: the value differs between lanes");
+  return value;
+}
+
 SVDQ_INLINE uint32_t warp_ballot(bool flag, uint32_t mask = kFullWarp) {
   uint32_t mine = flag;
   host::warp_collective(

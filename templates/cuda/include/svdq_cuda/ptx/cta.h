@@ -15,8 +15,7 @@ SVDQ_INLINE uint32_t lane_id() { return threadIdx.x % kWarp; }
 SVDQ_INLINE uint32_t cta_id() { return blockIdx.x; }
 SVDQ_INLINE uint32_t num_ctas() { return gridDim.x; }
 
-// The same in all lanes, which the compiler is told: it may then sit in a uniform register.
-SVDQ_INLINE uint32_t warp_id() { return __shfl_sync(kFullWarp, threadIdx.x / kWarp, 0); }
+SVDQ_INLINE uint32_t warp_id() { return threadIdx.x / kWarp; }
 
 SVDQ_INLINE char* shared_memory() { return svdq_shared_memory; }
 SVDQ_INLINE uint32_t shared_address(const void* shared) {

@@ -24,6 +24,10 @@ SVDQ_INLINE T shuffle_down(T value, uint32_t distance, uint32_t mask = kFullWarp
   return __shfl_down_sync(mask, value, distance);
 }
 
+// Tells the compiler that a value is the same in all lanes, which are all here: it may then sit in
+// a uniform register, and branches on it are the warp's.
+SVDQ_INLINE uint32_t warp_uniform(uint32_t value) { return __shfl_sync(kFullWarp, value, 0); }
+
 SVDQ_INLINE uint32_t warp_ballot(bool flag, uint32_t mask = kFullWarp) {
   return __ballot_sync(mask, flag);
 }
