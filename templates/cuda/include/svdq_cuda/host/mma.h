@@ -138,22 +138,22 @@ inline float e4m3_of(uint32_t bits, int i) {
 
 }  // namespace host
 
-SVDQ_INLINE void ldmatrix_x4(uint32_t (&r)[4], const void* shared) {
+SVDQ_NOINLINE void ldmatrix_x4(uint32_t (&r)[4], const void* shared) {
   host::load_matrices<4, false>("ldmatrix_x4", r, shared);
 }
-SVDQ_INLINE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared) {
+SVDQ_NOINLINE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared) {
   host::load_matrices<4, true>("ldmatrix_x4_trans", r, shared);
 }
-SVDQ_INLINE void ldmatrix_x2(uint32_t (&r)[2], const void* shared) {
+SVDQ_NOINLINE void ldmatrix_x2(uint32_t (&r)[2], const void* shared) {
   host::load_matrices<2, false>("ldmatrix_x2", r, shared);
 }
-SVDQ_INLINE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* shared) {
+SVDQ_NOINLINE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* shared) {
   host::load_matrices<2, true>("ldmatrix_x2_trans", r, shared);
 }
 
 template <bool UNSIGNED = false>
-SVDQ_INLINE void mma_s4_k64(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                            const int32_t (&c)[4]) {
+SVDQ_NOINLINE void mma_s4_k64(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              const int32_t (&c)[4]) {
   host::Fragments<int32_t> mine{
       {a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {c[0], c[1], c[2], c[3]}, 0, 0};
   host::warp_collective("mma_s4_k64", mine, host::multiply_codes<64, 4, UNSIGNED>);
@@ -161,40 +161,40 @@ SVDQ_INLINE void mma_s4_k64(int32_t (&d)[4], const uint32_t (&a)[4], const uint3
 }
 
 template <bool UNSIGNED = false>
-SVDQ_INLINE void mma_s4_k32(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0,
-                            const int32_t (&c)[4]) {
+SVDQ_NOINLINE void mma_s4_k32(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0,
+                              const int32_t (&c)[4]) {
   host::Fragments<int32_t> mine{{a0, a1, 0, 0}, {b0, 0}, {c[0], c[1], c[2], c[3]}, 0, 0};
   host::warp_collective("mma_s4_k32", mine, host::multiply_codes<32, 4, UNSIGNED>);
   memcpy(d, mine.c, sizeof d);
 }
 
 template <bool UNSIGNED = false>
-SVDQ_INLINE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                        const int32_t (&c)[4]) {
+SVDQ_NOINLINE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                          const int32_t (&c)[4]) {
   host::Fragments<int32_t> mine{
       {a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {c[0], c[1], c[2], c[3]}, 0, 0};
   host::warp_collective("mma_s8", mine, host::multiply_codes<32, 8, UNSIGNED>);
   memcpy(d, mine.c, sizeof d);
 }
 
-SVDQ_INLINE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+SVDQ_NOINLINE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   host::mma_floats<16, 2>("mma_bf16", d, a, b, [](uint32_t bits, int i) {
     return bf16_to_f32(static_cast<uint16_t>(bits >> 16 * i));
   });
 }
-SVDQ_INLINE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+SVDQ_NOINLINE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   host::mma_floats<16, 2>("mma_f16", d, a, b, [](uint32_t bits, int i) {
     return f16_to_f32(static_cast<uint16_t>(bits >> 16 * i));
   });
 }
-SVDQ_INLINE void mma_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+SVDQ_NOINLINE void mma_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   host::mma_floats<32, 4>("mma_e4m3", d, a, b, host::e4m3_of);
 }
 
 // The scale of 16 k is applied to their sum: scales and codes have few bits, so products of
 // 16 codes are exact in f32 and each block is rounded only when it is added.
-SVDQ_INLINE void mma_e2m1(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                          uint32_t a_scales, uint32_t b_scales) {
+SVDQ_NOINLINE void mma_e2m1(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                            uint32_t a_scales, uint32_t b_scales) {
   host::Fragments<float> mine{
       {a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {d[0], d[1], d[2], d[3]}, a_scales, b_scales};
   host::warp_collective("mma_e2m1", mine, [](host::Fragments<float>** lane) {

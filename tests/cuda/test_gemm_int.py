@@ -1,0 +1,151 @@
+"""gemm_int.h on the host back end against the quantized reference: integer sums exact, floats within their bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.cuda.host_kernels import HostKernels, guarded, margins_untouched
+
+from svdqc.compiler.targets.cuda_layouts import LAYOUTS
+
+SOURCE = Path(__file__).resolve().parent / "cu" / "gemm_int.cu"
+SEED = 5
+EPS = 2.0**-24
+SMALL = "64, 64, 2, 2, 3, 1"  # BM, BN, warps along rows and columns, stages, tiles of a slab
+FULL = "128, 128, 2, 4, 3, 2"
+ALIGNED = 16
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How codes meet: the type in gemm_codes.h, its weight layout, the codes' ranges."""
+
+    codes: str
+    layout: str
+    x_bits: int
+    x_codes: tuple[int, int]
+    w_codes: tuple[int, int]
+
+
+KINDS = {
+    "s4": Kind("S4<false>", "s4_mma", 4, (-8, 7), (-8, 7)),
+    "u4": Kind("S4<true>", "s4_mma", 4, (0, 15), (-8, 7)),
+    "s4_widened": Kind("S4Widened<false>", "s4_mma", 4, (-8, 7), (-8, 7)),
+    "u4_widened": Kind("S4Widened<true>", "s4_mma", 4, (0, 15), (-8, 7)),
+    "s8s4": Kind("S8S4", "s4s8_mma", 8, (-127, 127), (-8, 7)),
+    "s8": Kind("S8", "s8_mma", 8, (-127, 127), (-127, 127)),
+}
+GROUPS = {"s4": (32, 64, 128), "s4_widened": (32, 64, 128), "s8": (64, 128)}
+CASES = [(kind, group) for kind in KINDS for group in GROUPS.get(kind, (64,))]
+
+
+def _source(name: str, math: str, kernels: list[str]) -> dict[str, str]:
+    lines = " \\\n".join(f"X({kernel})" for kernel in kernels)
+    return {name: f"#define MATH {math}\n#define KERNELS(X) {lines}\n" + SOURCE.read_text()}
+
+
+def _small(kind: str, group: int) -> str:
+    bk = 256 if KINDS[kind].x_bits == 4 else 128
+    return f"{kind}_g{group}, {KINDS[kind].codes}, {group}, {bk}, 1, {SMALL}"
+
+
+@pytest.fixture(scope="module")
+def kernels() -> HostKernels:
+    """The small tile for every case, the full one for faithful W4A4."""
+    full = [f"{k}_full, {KINDS[k].codes}, 64, 256, 1, {FULL}" for k in ("s4", "s4_widened")]
+    return HostKernels(_source("gemm_int", "Bf16Math", [_small(*case) for case in CASES] + full))
+
+
+@pytest.fixture(scope="module")
+def turing() -> HostKernels:
+    """The low-rank branch with f16 tensor cores."""
+    return HostKernels(_source("gemm_int_f16", "F16Math", [_small("s4", 64)]))
+
+
+def pack_x(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """int8 codes [M, K] as kernels read them: 4-bit codes two a byte, the low nibble first."""
+    if bits == 8:
+        return codes.contiguous()
+    return ((codes[:, 0::2] & 15) | (codes[:, 1::2] << 4)).contiguous()
+
+
+class Problem:
+    """One linear: codes and scales of x [m, k] and w [n, k], low-rank branch and bias, random."""
+
+    def __init__(self, kind: str, m: int, n: int, k: int, group: int, rank: int = 16) -> None:
+        made = torch.Generator().manual_seed(hash((SEED, m, n, k, group, rank)) % (1 << 31))
+        self.kind, self.group = KINDS[kind], group
+
+        def integers(limits: tuple[int, int], *shape: int) -> torch.Tensor:
+            return torch.randint(limits[0], limits[1] + 1, shape, generator=made, dtype=torch.int8)
+
+        self.x_codes = integers(self.kind.x_codes, m, k)
+        self.w_codes = integers(self.kind.w_codes, n, k)
+        self.x_scale = torch.randn(m, k // group, generator=made)
+        self.w_scale = torch.randn(n, k // group, generator=made).bfloat16()
+        self.low = torch.randn(m, rank, generator=made)
+        self.up = torch.randn(n, rank, generator=made).bfloat16()
+        self.bias = torch.randn(n, generator=made)
+
+    def expected(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The result [m, n] in f64, and the bound of its error."""
+        (m, k), n = self.x_codes.shape, self.w_codes.shape[0]
+        groups, rank = k // self.group, self.low.shape[1]
+        x = self.x_codes.double().reshape(m, groups, self.group)
+        w = self.w_codes.double().reshape(n, groups, self.group)
+        total, size = torch.zeros(m, n).double(), torch.zeros(m, n).double()
+        for g in range(groups):
+            term = (
+                x[:, g]
+                @ w[:, g].T
+                * self.x_scale[:, g, None].double()
+                * self.w_scale[:, g].double()
+            )
+            total += term
+            size += term.abs()
+        low, up = self.low.double(), self.up.double().T
+        branch = low.abs() @ up.abs()
+        total = total + low @ up + self.bias.double()
+        # Every sum rounds to f32; a product of the branch, of two 16-bit halves, is off by 2^-17.
+        parts = size + branch + self.bias.double().abs()
+        bound = EPS * (groups + 2 * rank + 3) * parts + 2.0**-17 * branch
+        return total, bound
+
+    def run(self, kernels: HostKernels, name: str, bm: int, bn: int) -> torch.Tensor:
+        (m, k), n = self.x_codes.shape, self.w_codes.shape[0]
+        out, margins = guarded(m * (n + 3), np.float32)
+        operands = [
+            pack_x(self.x_codes, self.kind.x_bits),
+            self.x_scale,
+            LAYOUTS[self.kind.layout].pack(self.w_codes),
+            LAYOUTS["scale_mma"].pack(self.w_scale).view(torch.int16),
+            self.bias,
+            self.low,
+            LAYOUTS["bf16_mma"].pack(self.up).view(torch.int16),
+        ]
+        buffers = [*(operand.numpy() for operand in operands), out]
+        scalars = [m, n, k, self.low.shape[1], n + 3]
+        kernels.launch(name, buffers, scalars, grid_x=-(-m // bm) * -(-n // bn))
+        assert margins_untouched(out, margins)
+        rows = torch.from_numpy(out).reshape(m, n + 3)
+        assert rows[:, n:].isnan().all()
+        return rows[:, :n]
+
+    def check(self, kernels: HostKernels, name: str, bm: int = 64, bn: int = 64) -> None:
+        want, bound = self.expected()
+        miss = (self.run(kernels, name, bm, bn).double() - want).abs()
+        assert (miss <= bound).all(), (SEED, float(miss.max()), float((miss / bound).max()))
+        assert bound.max() < 1e-3 * want.abs().max()
+
+
+@pytest.mark.parametrize(("kind", "group"), CASES)
+def test_gemm_int__kinds_and_groups(kernels: HostKernels, kind: str, group: int) -> None:
+    Problem(kind, 65, 65, 640, group).check(kernels, f"{kind}_g{group}")
+
+
+def test_gemm_int__turing_low_rank(turing: HostKernels) -> None:
+    Problem("s4", 65, 65, 640, 64).check(turing, "s4_g64")
