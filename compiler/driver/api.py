@@ -88,6 +88,7 @@ def compile(
     jobs: int = 0,
     progress: Progress | None = None,
     dump: str | os.PathLike[str] | None = None,
+    resume: bool = False,
 ) -> Any:
     """Compile `model` to one file, written whole or not at all.
 
@@ -102,6 +103,7 @@ def compile(
     dynamic      sizes that may vary: "height=64:128:8,batch=1:4" (lo:hi:multiple)
     jobs         parallel compilations; 0 means one per core
     progress     called with a `svdqc.ProgressEvent` after each step
+    resume       go on from what an interrupted compilation to the same output has finished
     dump         a folder for the graph after each pass, the fused regions and the rendered kernels (driver/dump.py)
 
     Returns the artifact: `.path`, `.num_bytes`, and `.report`, a dict of what was quantized, kept and fused.
@@ -125,6 +127,7 @@ def compile(
         jobs=jobs,
         progress=progress,
         dump=None if dump is None else Path(dump),
+        resume=resume,
     )
 
 

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from svdqc.compiler.artifact.format import Variant
 from svdqc.compiler.artifact.graph import dump_graph
-from svdqc.compiler.artifact.write import ArtifactTensor, write_artifact
-from svdqc.compiler.codegen.lower import PlannedTensor, lower
+from svdqc.compiler.artifact.write import write_artifact
+from svdqc.compiler.codegen.lower import lower
 from svdqc.compiler.codegen.region import FusionPlan
-from svdqc.compiler.codegen.scalar import DTYPE_NAMES
+from svdqc.compiler.driver.artifact_tensors import artifact_tensors
 from svdqc.compiler.driver.calibrate import calibrate
 from svdqc.compiler.driver.dump import Dump
-from svdqc.compiler.driver.progress import Progress, ProgressEvent
+from svdqc.compiler.driver.probes import probe_inputs, watch
+from svdqc.compiler.driver.progress import Progress, Stages
 from svdqc.compiler.driver.report import compile_report
 from svdqc.compiler.driver.support import check_supported
+from svdqc.compiler.driver.work_folder import StoredResults, work_folder
 from svdqc.compiler.ir.dialect import verify
 from svdqc.compiler.ir.program import Program
+from svdqc.compiler.passes.allocate import allocate_recipes, decided, wants_allocation
 from svdqc.compiler.passes.dialects import CANONICAL, CAPTURED, LOWERED
 from svdqc.compiler.passes.fuse import fuse
 from svdqc.compiler.passes.linear_groups import linear_groups
@@ -40,7 +42,6 @@ from svdqc.compiler.passes.svdquant import svdquant
 from svdqc.compiler.quantize.linear import LinearSamples
 from svdqc.compiler.quantize.recipe import Recipe
 from svdqc.compiler.targets.cpu import parse_targets
-from svdqc.compiler.targets.layouts import pack
 from svdqc.compiler.targets.toolchain import build, find_compiler
 from svdqc.errors import SvdqcError
 from svdqc.frontends import capture
@@ -84,73 +85,92 @@ def compile_model(
     jobs: int = 0,
     progress: Progress | None = None,
     dump: Path | None = None,
+    resume: bool = False,
 ) -> CompiledArtifact:
     """Compile a model to one file; the arguments are those of `svdqc.compile`."""
-    say, dumped = _Stages(progress), Dump(dump)
+    say, dumped = Stages(progress), Dump(dump)
     targets = parse_targets(target, cpu_features())
     find_compiler()  # before any long work
-    recipe = _resolved(recipe or Recipe(), target)
+    asked = recipe or Recipe()
+    recipe = _resolved(asked, target)
 
     say("capture", 0, 1)
     canonical = capture_canonical(model, inputs, dynamic, recipe, dumped)
     program = canonical.program
     say("capture", 1, 1)
 
-    groups = quantized_groups(canonical.decisions, linear_groups(program))
-    samples: dict[str, LinearSamples] = {}
-    if calibration is not None and groups:
-        samples = calibrate(
-            program, groups, calibration, recipe.seed, lambda i, n: say("calibrate", i, n)
-        )
-    recipes = recipes_of(groups, canonical.decisions, recipe)
-    records = svdquant(
-        program, groups, samples, recipes, lambda i, n, name: say("quantize", i, n, name), jobs
-    )
-
-    verify(program, CANONICAL)
-    dumped.after("svdquant", program)
-
-    say("plan", 0, 1)
-    fusion = plan_regions(program, dumped)
-    lowered = lower(program, fusion, lambda i, n: say("plan", i, n))
-    dumped.regions(fusion, lowered)
-
-    variants = []
-    for number, cpu in enumerate(targets):
-        stage = f"kernels {cpu.isa}" if len(targets) > 1 else "kernels"
-        code = build(lowered.kernels, cpu, jobs, partial(say, stage))
-        variants.append(
-            Variant(
-                cpu.name,
-                cpu.isa_features,
-                code,
-                lowered.plan,
-                {"compiler": find_compiler().version},
+    with work_folder(output, resume) as work:
+        groups = quantized_groups(canonical.decisions, linear_groups(program))
+        samples: dict[str, LinearSamples] = {}
+        watched = None if calibration is None else watch(calibration, program)
+        if watched is not None and groups:
+            samples = calibrate(
+                program, groups, watched, recipe.seed, lambda i, n: say("calibrate", i, n)
             )
+        recipes, decisions = recipes_of(groups, canonical.decisions, recipe), canonical.decisions
+        allocation = None
+        if groups and wants_allocation(recipe):
+            probes = probe_inputs(program, model, inputs, dynamic, watched)
+            mixed = asked.precision == "auto"
+            allocation = allocate_recipes(
+                program, groups, samples, recipes, probes, mixed=mixed, progress=say, jobs=jobs
+            )
+            recipes, decisions = allocation.recipes, decided(decisions, groups, allocation)
+        records = svdquant(
+            program,
+            groups,
+            samples,
+            recipes,
+            partial(say, "quantize"),
+            jobs,
+            StoredResults(work),
+            quantizing_device(),
         )
-        assert number < len(targets)
 
-    report = compile_report(program, canonical.decisions, records, lowered, fusion, recipe)
-    tensors = [_artifact_tensor(program, t, lowered.tensors) for t in lowered.tensors]
-    written = write_artifact(
-        output,
-        name=program.name,
-        producer=_producer(),
-        tensors=[_counted(t, i, len(tensors), say) for i, t in enumerate(tensors)],
-        variants=variants,
-        graph=dump_graph(program),
-        quantization={
-            "precision": recipe.precision,
-            "rank": recipe.rank,
-            "group_size": recipe.group_size,
-            "layers": records,
-        },
-        source_digest=_source_digest(program),
-        meta={
-            "report": {k: v for k, v in report.items() if k != "layers"},
-            "constants": _compiled_in(inputs),
-        },
-    )
+        verify(program, CANONICAL)
+        dumped.after("svdquant", program)
+
+        say("plan", 0, 1)
+        fusion = plan_regions(program, dumped)
+        lowered = lower(program, fusion, lambda i, n: say("plan", i, n))
+        dumped.regions(fusion, lowered)
+
+        variants = []
+        for number, cpu in enumerate(targets):
+            stage = f"kernels {cpu.isa}" if len(targets) > 1 else "kernels"
+            code = build(lowered.kernels, cpu, jobs, partial(say, stage))
+            variants.append(
+                Variant(
+                    cpu.name,
+                    cpu.isa_features,
+                    code,
+                    lowered.plan,
+                    {"compiler": find_compiler().version},
+                )
+            )
+            assert number < len(targets)
+
+        report = compile_report(program, decisions, records, lowered, fusion, recipe, allocation)
+        tensors = artifact_tensors(program, lowered.tensors, partial(say, "write"))
+        written = write_artifact(
+            output,
+            name=program.name,
+            producer=_producer(),
+            tensors=tensors,
+            variants=variants,
+            graph=dump_graph(program),
+            quantization={
+                "precision": recipe.precision,
+                "rank": recipe.rank,
+                "group_size": recipe.group_size,
+                "layers": records,
+            },
+            source_digest=_source_digest(program),
+            meta={
+                "report": {k: v for k, v in report.items() if k != "layers"},
+                "constants": _compiled_in(inputs),
+            },
+        )
     say("write", len(tensors), max(len(tensors), 1))
     trust.register(*written.trust_digests)
     return CompiledArtifact(written.path, written.num_bytes, report)
@@ -177,6 +197,11 @@ def plan_regions(program: Program, dump: Dump | None = None) -> FusionPlan:
     return fuse(program)
 
 
+def quantizing_device() -> str:
+    """Where layers are quantized and samples run: a GPU that torch can use, else the processor."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _resolved(recipe: Recipe, target: str) -> Recipe:
     if recipe.precision == "auto":
         return replace(recipe, precision="int4")
@@ -191,51 +216,6 @@ def _compiled_in(inputs: Mapping[str, Any] | None) -> dict[str, Any]:
     """Python values among the inputs: the graph is specialised to them, and a caller may repeat them."""
     scalars = (bool, int, float, str)
     return {name: value for name, value in walk(inputs or {}) if isinstance(value, scalars)}
-
-
-class _Stages:
-    """Reports progress; a stage opens with its first event."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-
-    def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        if self._progress is not None:
-            self._progress(ProgressEvent(stage, done, total, detail))
-
-
-def _artifact_tensor(
-    program: Program, planned: PlannedTensor, everything: list[PlannedTensor]
-) -> ArtifactTensor:
-    """A weight in the layout its kernels read; `name#layout` where several kernels want different ones."""
-    shared = sum(t.name == planned.name for t in everything) > 1
-    name = (
-        f"{planned.name}#{planned.layout}"
-        if shared and planned.layout != "row_major"
-        else planned.name
-    )
-    return ArtifactTensor(
-        name=name,
-        dtype=DTYPE_NAMES[planned.dtype],
-        shape=planned.shape,
-        layout=planned.layout,
-        num_bytes=planned.num_bytes,
-        load=lambda: _bytes_of(pack(planned.layout, program.weights.load(planned.name))),
-    )
-
-
-def _counted(
-    tensor: ArtifactTensor, number: int, total: int, say: Callable[..., None]
-) -> ArtifactTensor:
-    def load() -> Any:
-        say("write", number, total, tensor.name)
-        return tensor.load()
-
-    return replace(tensor, load=load)
-
-
-def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _source_digest(program: Program) -> str:

@@ -70,6 +70,9 @@ class MemoryWeights(WeightStore):
     def put(self, name: str, tensor: torch.Tensor) -> None:
         self._tensors[name] = tensor
 
+    def take(self, name: str) -> torch.Tensor:
+        return self._tensors.pop(name)
+
 
 class LayeredWeights(WeightStore):
     """A writable layer over a read-only store: passes add and derive tensors, the base stays as it is.
@@ -112,3 +115,13 @@ class LayeredWeights(WeightStore):
         """Define a fresh name as `compute()`, evaluated at each load."""
         assert name not in self, f"weight {name!r} exists already"
         self._derived[name] = (spec, compute)
+
+    def in_memory(self) -> list[tuple[str, torch.Tensor]]:
+        """What `put` keeps."""
+        return [(name, self._own.load(name)) for name in self._own.names()]
+
+    def drop(self, name: str, read: Callable[[], torch.Tensor]) -> None:
+        """Keep a tensor in memory no longer: `read` gives it back at each load."""
+        spec = self._own.spec(name)
+        self._own.take(name)
+        self._derived[name] = (spec, read)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,11 @@ The file appears whole or not at all. `svdqc inspect MODEL` tells in advance wha
     metavar="FOLDER",
     help="Write the graph after each pass, the fused regions and the generated code.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from what an interrupted compilation of the same file has finished.",
+)
 @output_options
 def command(
     model: str,
@@ -65,6 +73,7 @@ def command(
     calibration: str,
     jobs: int,
     dump: Path | None,
+    resume: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -73,7 +82,7 @@ def command(
 
     recipe = make_recipe(precision, rank, keep, quantize)
     began = time.perf_counter()
-    with progress_display(quiet or as_json) as progress:
+    with _told_of_finished_work(output), progress_display(quiet or as_json) as progress:
         artifact = svdqc.compile(
             model,
             load_inputs(inputs_file, model),
@@ -85,12 +94,30 @@ def command(
             jobs=jobs,
             progress=progress,
             dump=dump,
+            resume=resume,
         )
     seconds = time.perf_counter() - began
     if as_json:
         print_json(_summary(artifact, seconds))
     elif not quiet:
         print(f"wrote {artifact.path}: {megabytes(artifact.num_bytes)} in {seconds:.1f} s")
+
+
+@contextmanager
+def _told_of_finished_work(output: Path) -> Iterator[None]:
+    """Says, when the compilation stops early, that it can be continued."""
+    from svdqc.compiler.driver.work_path import WorkFolderBusy, work_path
+
+    try:
+        yield
+    except WorkFolderBusy:
+        raise
+    except BaseException:
+        work = work_path(output)
+        if work.is_dir():
+            told = f"finished layers are kept in {work}; the same command with --resume goes on from there"
+            print(f"svdqc: {told}", file=sys.stderr)
+        raise
 
 
 def _summary(artifact: Any, seconds: float) -> dict[str, Any]:
