@@ -18,12 +18,22 @@ class Gpu:
 
     name: str
     compute_capability: tuple[int, int]
+    memory_bytes: int
 
     @property
     def arch(self) -> str:
         """`sm_90a` style: the name of its target."""
         major, minor = self.compute_capability
         return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The NVIDIA driver: the newest CUDA it knows, (13, 0); the status of starting it, 0 if it works; its GPUs."""
+
+    cuda_version: tuple[int, int]
+    status: int
+    gpus: tuple[Gpu, ...]
 
 
 def package_version(distribution: str) -> str | None:
@@ -49,23 +59,35 @@ def _cpuinfo() -> list[str]:
 
 def find_gpus() -> list[Gpu]:
     """Every NVIDIA GPU that the driver shows; an empty list where there is no driver or no GPU."""
+    driver = find_driver()
+    return list(driver.gpus) if driver is not None else []
+
+
+def find_driver() -> Driver | None:
+    """The NVIDIA driver of this machine; None where there is none."""
     try:
-        driver = ctypes.CDLL(ctypes.util.find_library("cuda") or "libcuda.so.1")
+        library = ctypes.CDLL(ctypes.util.find_library("cuda") or "libcuda.so.1")
     except OSError:
-        return []
-    count = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return []
-    return [_describe_gpu(driver, ordinal) for ordinal in range(count.value)]
+        return None
+    version, count = ctypes.c_int(), ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(version))
+    cuda_version = (version.value // 1000, version.value % 1000 // 10)
+    status: int = library.cuInit(0)
+    if status == 0:
+        status = library.cuDeviceGetCount(ctypes.byref(count))
+    num_gpus = count.value if status == 0 else 0
+    gpus = tuple(_describe_gpu(library, ordinal) for ordinal in range(num_gpus))
+    return Driver(cuda_version, status, gpus)
 
 
 def _describe_gpu(driver: ctypes.CDLL, ordinal: int) -> Gpu:
-    device, value = ctypes.c_int(), ctypes.c_int()
+    device, value, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
     driver.cuDeviceGet(ctypes.byref(device), ordinal)
     name = ctypes.create_string_buffer(256)
     driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
     capability = []
     for attribute in (CU_ATTRIBUTE_MAJOR, CU_ATTRIBUTE_MINOR):
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         capability.append(value.value)
-    return Gpu(name.value.decode(), (capability[0], capability[1]))
+    return Gpu(name.value.decode(), (capability[0], capability[1]), memory.value)

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import click
 
 import svdqc
+from svdqc.compiler.cli.commands.doctor_cuda import examine_cuda
+from svdqc.compiler.cli.findings import Finding
 from svdqc.compiler.cli.output import megabytes, output_options, print_json, print_table
 from svdqc.compiler.driver.api import COMPILER_PACKAGES, missing_packages
-from svdqc.compiler.driver.machine import cpu_name, find_gpus, package_version
+from svdqc.compiler.driver.machine import cpu_name, package_version
 from svdqc.errors import SvdqcError
 
 HELP = """Check this machine: what svdqc can do here, what is missing, and how to get it.
 
 Exit code 0 if artifacts can be run, 1 if not; what only compiling, diffusers models or GPUs need is a note.
 """
-
-CUDA_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cutlass")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """state: "ok", "missing" (something that is needed does not work), "note" (something optional is absent)."""
-
-    topic: str
-    state: str
-    found: str
-    remedy: str = ""
 
 
 @click.command("doctor", help=HELP)
@@ -56,7 +45,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("Python", "ok", f"{platform.python_version()} on {platform.platform()}")
     yield from _runtime()
     yield from _compiler()
-    yield from _gpu()
+    yield from examine_cuda()
     yield from _state()
 
 
@@ -97,23 +86,6 @@ def _compiler() -> Iterator[Finding]:
         yield Finding("diffusers", "ok", diffusers)
 
 
-def _gpu() -> Iterator[Finding]:
-    gpus = find_gpus()
-    if not gpus:
-        yield Finding("GPU", "note", "no NVIDIA GPU; the CPU is used")
-    else:
-        yield Finding("GPU", "ok", ", ".join(f"{gpu.name} ({gpu.arch})" for gpu in gpus))
-    missing = [name for name in CUDA_PACKAGES if package_version(name) is None]
-    if missing:
-        found = f"absent: {', '.join(missing)}"
-        yield Finding(
-            "CUDA toolchain", "note", found, "for CUDA targets: pip install 'svdqc[cuda]'"
-        )
-    else:
-        version = importlib.metadata.version(CUDA_PACKAGES[0])
-        yield Finding("CUDA toolchain", "ok", f"nvcc {version}")
-
-
 def _state() -> Iterator[Finding]:
     from svdqc.runtime.trust import registry_path, trusted_digests
 
@@ -124,7 +96,7 @@ def _state() -> Iterator[Finding]:
         yield Finding("trust list", "note", error.found, error.remedy)
     if missing_packages():
         return
-    from svdqc.compiler.targets.toolchain import cache_folder
+    from svdqc.compiler.targets.compile_cache import cache_folder
 
     cache = cache_folder()
     files = [file for file in cache.rglob("*") if file.is_file()] if cache.is_dir() else []
