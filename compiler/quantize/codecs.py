@@ -188,7 +188,8 @@ def encode_activation(x_rot: Tensor, activation: ActivationFormat) -> tuple[Tens
     """Codes, as floats [..., in_features], and scales [..., groups] f32 of smoothed and rotated activations."""
     if activation.encoding == "e2m1":
         return quantize_nvfp4(x_rot, activation.tensor_scale, E2M1_RANGES[activation.range])
-    grouped = x_rot.reshape(*x_rot.shape[:-1], -1, activation.group_size)
+    groups = x_rot.shape[-1] // activation.group_size
+    grouped = x_rot.reshape(*x_rot.shape[:-1], groups, activation.group_size)
     if activation.encoding == "e4m3":
         scale = grouped.abs().amax(-1) / E4M3_LARGEST
         return round_e4m3(grouped * reciprocal(scale).unsqueeze(-1)).reshape(x_rot.shape), scale

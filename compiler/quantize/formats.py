@@ -102,7 +102,8 @@ def quantize_nvfp4(
     Each group tries sending its largest magnitude to each of `largest` in turn, and keeps the first with the least
     squared error, summed in f32 in rising order of channel.
     """
-    grouped = x.to(torch.float32).reshape(*x.shape[:-1], -1, NVFP4_GROUP)
+    groups = x.shape[-1] // NVFP4_GROUP
+    grouped = x.to(torch.float32).reshape(*x.shape[:-1], groups, NVFP4_GROUP)
     best_scale = best_codes = best_loss = None
     for target in largest:
         scale = nvfp4_scales(grouped, tensor_scale, target)

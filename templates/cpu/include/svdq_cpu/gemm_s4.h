@@ -135,6 +135,21 @@ SVDQ_NOINLINE void pack_tile(int64_t k, const int8_t* codes, const RowScales& sc
   }
 }
 
+/* A tile's rows under another cut, into 12, 8, 4, 2 and 1: fewer kernels to compile. */
+constexpr int fewer_rows(int rows) { return rows > 8 ? 8 : (rows > 4 ? 4 : rows / 2); }
+
+SVDQ_INLINE int cut_rows(int64_t rows_left, int most) {
+  while (rows_left < most) most = fewer_rows(most);
+  return most;
+}
+
+/* Calls Run<MR>::run(args...) for MR = cut_rows(...). */
+template <template <int> class Run, int MR, typename... Args>
+SVDQ_INLINE void for_cut_rows(int rows, const Args&... args) {
+  if (rows == MR) return Run<MR>::run(args...);
+  if constexpr (MR > 1) for_cut_rows<Run, fewer_rows(MR)>(rows, args...);
+}
+
 /* Calls Run<MR>::run(args...) for MR = rows, which is in [1, kMaxTileRows]. */
 template <template <int> class Run, int MR = kMaxTileRows, typename... Args>
 SVDQ_INLINE void for_tile_rows(int rows, const Args&... args) {

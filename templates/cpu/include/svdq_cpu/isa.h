@@ -59,7 +59,7 @@
 #endif
 
 #define SVDQ_INLINE static inline __attribute__((always_inline))
-#define SVDQ_NOINLINE static __attribute__((noinline))
+#define SVDQ_NOINLINE static __attribute__((noinline, unused))
 #define SVDQ_UNROLL _Pragma("GCC unroll 32")
 #define SVDQ_RESTRICT __restrict__
 

@@ -11,7 +11,7 @@
  *                   and of these the first with the least sum of squares of z - code * scale
  *
  * Reciprocals are 0 where not finite. Codes and scales equal those of svdqc.compiler.quantize bit
- * for bit.
+ * for bit, but for the sign of an E4M3 zero.
  *
  * x            [rows, k], row stride ldx
  * inv_smooth   [k]
@@ -73,33 +73,35 @@ SVDQ_INLINE void quantize_by_row(int64_t rows, int64_t k, const float* x, int64_
   }
 }
 
-/* Sixteen groups of 16 side by side: lane g of z[c] is channel c of group g. */
-SVDQ_INLINE void quantize_e2m1_groups(const f32x16* z, const float* largest, int64_t count,
-                                      float tensor_scale, f32x16* codes, f32x16* scales) {
-  f32x16 absmax = zero(), best_loss = zero();
-  for (int c = 0; c < 16; ++c) absmax = max(absmax, abs(z[c]));
-  for (int64_t candidate = 0; candidate < count; ++candidate) {
-    const f32x16 wanted = absmax / set1(largest[candidate]) / set1(tensor_scale);
-    const f32x16 scale = round_e4m3(wanted) * set1(0.5f * tensor_scale);
-    const f32x16 half = set1(0.5f) / scale;
-    const f32x16 inverse = select_less(abs(half), set1(__builtin_inff()), half, zero());
-    f32x16 tried[16], loss = zero();
-    for (int c = 0; c < 16; ++c) {
-      tried[c] = round_e2m1_doubled(z[c] * inverse);
-      const f32x16 miss = z[c] - as_rounded(tried[c] * scale);
-      const f32x16 square = as_rounded(miss * miss);
-      loss = c == 0 ? square : loss + square;
-    }
-    if (candidate == 0) {
-      best_loss = loss;
-      *scales = scale;
-      for (int c = 0; c < 16; ++c) codes[c] = tried[c];
-    } else {
-      *scales = select_less(loss, best_loss, scale, *scales);
-      for (int c = 0; c < 16; ++c) codes[c] = select_less(loss, best_loss, tried[c], codes[c]);
-      best_loss = select_less(loss, best_loss, loss, best_loss);
-    }
+/* Sixteen groups of 16 side by side, lane g of z[c] being channel c of group g, sent to `largest`.
+ * Returns the scales; `loss` gets the sums of squares of what is missed. */
+SVDQ_INLINE f32x16 try_e2m1(const f32x16* z, f32x16 absmax, float largest, float tensor_scale,
+                            f32x16* codes, f32x16* loss) {
+  const f32x16 wanted = absmax / set1(largest) / set1(tensor_scale);
+  const f32x16 scale = round_e4m3(wanted) * set1(0.5f * tensor_scale);
+  const f32x16 half = set1(0.5f) / scale;
+  const f32x16 inverse = select_less(abs(half), set1(__builtin_inff()), half, zero());
+  *loss = zero();
+  for (int c = 0; c < 16; ++c) {
+    codes[c] = round_e2m1_doubled(z[c] * inverse);
+    const f32x16 miss = z[c] - as_rounded(codes[c] * scale);
+    *loss = *loss + as_rounded(miss * miss);
   }
+  return scale;
+}
+
+SVDQ_INLINE f32x16 quantize_e2m1_groups(const f32x16* z, const float* largest, int64_t count,
+                                        float tensor_scale, f32x16* codes) {
+  f32x16 absmax = zero(), best_loss, loss, tried[16];
+  for (int c = 0; c < 16; ++c) absmax = max(absmax, abs(z[c]));
+  f32x16 scales = try_e2m1(z, absmax, largest[0], tensor_scale, codes, &best_loss);
+  for (int64_t candidate = 1; candidate < count; ++candidate) {
+    const f32x16 scale = try_e2m1(z, absmax, largest[candidate], tensor_scale, tried, &loss);
+    scales = select_less(loss, best_loss, scale, scales);
+    for (int c = 0; c < 16; ++c) codes[c] = select_less(loss, best_loss, tried[c], codes[c]);
+    best_loss = select_less(loss, best_loss, loss, best_loss);
+  }
+  return scales;
 }
 
 }  // namespace detail
@@ -136,9 +138,9 @@ void quantize_e2m1(int64_t rows, int64_t k, const float* x, int64_t ldx, const f
       for (int c = 0; c < 16; ++c) {
         for (int g = 0; g < 16; ++g) across[c * 16 + g] = by_group[g * 16 + c];
       }
-      f32x16 z[16], coded[16], scales;
+      f32x16 z[16], coded[16];
       for (int c = 0; c < 16; ++c) z[c] = load(across + c * 16);
-      detail::quantize_e2m1_groups(z, largest, count, tensor_scale, coded, &scales);
+      const f32x16 scales = detail::quantize_e2m1_groups(z, largest, count, tensor_scale, coded);
       for (int c = 0; c < 16; ++c) store(across + c * 16, coded[c]);
       int8_t* to = codes + row * k + first;
       for (int64_t g = 0; g < channels / 16; ++g) {
