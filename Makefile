@@ -1,4 +1,4 @@
-# make setup | demo | test | bench | gpu-check | lint | fmt | clean
+# make setup | cuda | demo | test | bench | gpu-check | lint | fmt | clean
 #
 # Everything happens in .venv with the versions of constraints.txt. The packages are used from the source folders:
 # build/dev/svdqc is a tree of symbolic links that gives them their installed names (svdqc.compiler, svdqc.runtime, ...),
@@ -19,7 +19,7 @@ NATIVE_SOURCES := $(wildcard runtime/CMakeLists.txt runtime/src/* runtime/includ
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
 
-.PHONY: setup demo test bench gpu-check lint fmt clean
+.PHONY: setup cuda demo test bench gpu-check lint fmt clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP) build/runtime/.built
@@ -58,6 +58,14 @@ build/runtime/.built: $(NATIVE_SOURCES) | $(STAMP)
 	    && cmake --build build/runtime --parallel $(JOBS); } > build/runtime.log 2>&1 \
 	  || { tail -30 build/runtime.log >&2; echo "building the runtime failed; the whole log: build/runtime.log" >&2; exit 1; }
 	@touch $@
+
+# The CUDA toolchain from pip, for machines without one of their own. Of nvidia-cutlass only the headers are used, so
+# nothing that these packages ask for is installed.
+cuda: setup
+	@$(PY) -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cuda"], sep="\n")' > build/requirements-cuda.txt
+	$(PY) -m pip install --quiet --no-deps -c constraints.txt -r build/requirements-cuda.txt
+	$(PY) -m svdqc.compiler.cli doctor
 
 demo: setup
 	$(PY) examples/emoji/demo.py
