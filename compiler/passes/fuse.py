@@ -7,10 +7,13 @@ share among threads. Views and cheap broadcast values never form regions: they f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import networkx as nx
 from torch.fx import Graph, Node
 
 from svdqc.compiler.codegen.access import AccessMaps
+from svdqc.compiler.codegen.columns import stays_in_columns
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import rule_of
 from svdqc.compiler.codegen.region import (
@@ -36,9 +39,31 @@ SMALL_VALUE = 4096
 """Below so many elements a launch costs more than a second thread brings."""
 
 
-def fuse(program: Program) -> FusionPlan:
+@dataclass(frozen=True)
+class Traits:
+    """What a kind of machine asks of regions.
+
+    column_tiled  anchors whose result is cut along columns whatever its rows: what follows must stay in a column
+    prologues     whether an anchor's kernel can compute its input rows
+    enough_rows   a merge must not leave fewer rows than these, where the parts have more
+    """
+
+    column_tiled: frozenset[str] = frozenset()
+    prologues: bool = True
+    enough_rows: int = ENOUGH_ROWS
+
+
+CPU_TRAITS = Traits()
+GPU_TRAITS = Traits(
+    column_tiled=frozenset({anchors.LINEAR, anchors.LINEAR_S4, anchors.CONVOLUTION, anchors.BMM}),
+    prologues=False,
+    enough_rows=128,
+)
+
+
+def fuse(program: Program, traits: Traits = CPU_TRAITS) -> FusionPlan:
     """Partition the computing nodes of a lowered program into regions."""
-    return _Planner(program).run()
+    return _Planner(program, traits).run()
 
 
 def cheap_broadcasts(graph: Graph, table: SymbolTable) -> frozenset[Node]:
@@ -77,7 +102,8 @@ def _is_cheap_broadcast(node: Node, table: SymbolTable) -> bool:
 
 
 class _Planner:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, traits: Traits) -> None:
+        self.traits = traits
         self.graph = program.graph_module.graph
         self.table = SymbolTable(program)
         self.virtual = cheap_broadcasts(self.graph, self.table)
@@ -193,7 +219,7 @@ class _Planner:
             return
         if any(_kind(n) == "anchor" for n in self.members[producer]):
             raise CannotFuse("two anchors")
-        if str(anchor.target) != anchors.LINEAR:
+        if str(anchor.target) != anchors.LINEAR or not self.traits.prologues:
             raise CannotFuse("the anchor reads its operands from memory")
         if any(r not in inside for n in self.members[producer] for r in self.readers[n]) or any(
             n in self.always_stored for n in self.members[producer]
@@ -207,10 +233,17 @@ class _Planner:
         separate = [self._layout(r).num_rows for r in (producer, consumer)]
         fewer = rows.upper() < max(r.upper() for r in separate)
         fewer = fewer and not self._is_small_epilogue(producer, consumer)
-        if fewer and rows.upper() < ENOUGH_ROWS and _largest(nodes, self.solver) > SMALL_VALUE:
+        if (
+            fewer
+            and rows.upper() < self.traits.enough_rows
+            and _largest(nodes, self.solver) > SMALL_VALUE
+        ):
             raise CannotFuse("too few rows would be left to share among threads")
         anchor = next((n for n in nodes if _kind(n) == "anchor"), None)
-        if (
+        if anchor is not None and str(anchor.target) in self.traits.column_tiled:
+            if not stays_in_columns(Region(nodes, anchor, layout, stored), self.maps):
+                raise CannotFuse("the anchor's result is cut along its columns")
+        elif (
             anchor is not None
             and _prefers_columns(anchor, rows.upper())
             and not tiles_columns(nodes, stored, anchor, layout)

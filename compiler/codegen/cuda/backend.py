@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svdqc.compiler.codegen.cuda.blocks.plan import plan_block, row_budget
-from svdqc.compiler.codegen.cuda.blocks.table import describe
+from svdqc.compiler.codegen.cuda.blocks.plan import row_budget
+from svdqc.compiler.codegen.cuda.blocks.table import describe, plan_block
 from svdqc.compiler.codegen.cuda.statements import CudaStatements
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block

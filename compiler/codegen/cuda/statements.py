@@ -31,6 +31,7 @@ from svdqc.compiler.codegen.printing.statements import (
     indented,
 )
 from svdqc.compiler.codegen.rowprogram import Quantize, Reduce, RowProgram, Statement
+from svdqc.compiler.codegen.scalar import Load
 from svdqc.compiler.ir.intexpr import IntExpr, prod
 from svdqc.compiler.ir.rewrite import operands
 
@@ -57,6 +58,13 @@ class CudaStatements(StatementPrinter):
         first, self._is_first = self._is_first, False
         lines = super().print(statement, columns)
         return lines if first else [SYNC, *lines]
+
+    def load(self, load: Load) -> str:
+        anchor = self.program.region.anchor
+        if self.block.columns and load.source is anchor and self.tile is not None:
+            name, stride, first = self.tile  # its own column (codegen/columns.py)
+            return f"{name}[r * {stride} + (column - {first})]"
+        return super().load(load)
 
     def row_number(self) -> str:
         return "static_cast<uint32_t>(row_begin + r)"
@@ -106,14 +114,23 @@ class CudaStatements(StatementPrinter):
         self, loops: list[Loop], body: Body, columns: tuple[str, str]
     ) -> list[str]:
         """The columns of a tile: `columns` is their range, of at most block.columns."""
+        anchor = self.program.region.anchor
+        assert anchor is not None
         lines = body({}, "")
         width = self.block.columns
-        name = str(loops[0][0]) if loops else "column"
         head = [
             f"const int64_t r = e / {width}u;",
-            f"const int64_t {name} = {columns[0]} + e % {width}u;",
-            f"if ({name} >= {columns[1]}) continue;",
+            f"const int64_t column = {columns[0]} + e % {width}u;",
+            f"if (column >= {columns[1]}) continue;",
         ]
+        # The anchor's own axes, in its order, whatever the order of the statement's.
+        rest = "static_cast<uint32_t>(column)"
+        axes = self.loops(self.program.region.layout.inner(anchor))
+        for position, (name, size) in enumerate(reversed(axes)):
+            extent = self._unsigned(size)
+            last = position == len(axes) - 1
+            head.append(f"const int64_t {name} = {rest if last else f'{rest} % {extent}'};")
+            rest = f"{rest} / {extent}"
         return [
             *self._thread_loop("e", f"rows * {width}"),
             *indented(head + self.decode_row(lines) + lines),

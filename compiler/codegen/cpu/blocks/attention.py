@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from svdqc.compiler.codegen.cpu.blocks.parts import (
-    headers,
-    result_tile,
-)
-from svdqc.compiler.codegen.ops.registry import Index
+from svdqc.compiler.codegen.cpu.blocks.parts import headers, result_tile
+from svdqc.compiler.codegen.printing.attention_operands import attention_context, stored_result
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
-from svdqc.compiler.codegen.printing.operands import Strided, lead_decode, pointer_at, strided
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr, prod
-from svdqc.compiler.ir.rewrite import argument, operands
 from svdqc.compiler.targets.cpu_scratch import attention_scratch_bytes
 
 
@@ -24,78 +19,28 @@ def attention(
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
-    q, k, v = operands(anchor)[:3]
-    mask, causal = argument(anchor, 3, "attn_mask"), bool(argument(anchor, 5, "is_causal", False))
-    q_shape, v_shape = program.table.shape(q), program.table.shape(v)
-    head_dim, v_dim = q_shape[-1].const, v_shape[-1].const
-    lead, q_len, kv_len = q_shape[:-2], q_shape[-2], v_shape[-2]
-    decode, names = lead_decode(params, lead, "blocks")
-    sources = {
-        name: strided(program, printer, node) for name, node in (("q", q), ("k", k), ("v", v))
-    }
     declarations: list[str] = []
-    if anchor in program.region.stored:
-        out = printer.storages[anchor]
-        result = Strided(printer.params.buffer(out, "write", None), out.strides, out)
-        out_text, out_row = pointer_at(params, result, names), params.scalar(out.strides[-2])
-    else:  # an epilogue reads the block from scratch
-        declaration, ldo = result_tile(printer, block, v_dim)
+
+    def place_result(names: list[str]) -> dict[str, Any]:
+        if anchor in program.region.stored:
+            return stored_result(program, printer, params, names)
+        # An epilogue reads the block from scratch.
+        width = program.table.shape(anchor)[-1].const
+        declaration, ldo = result_tile(printer, block, width)
         declarations.append(declaration)
-        out_text, out_row = f"tile - query_begin * {ldo}", str(ldo)
-    scale = argument(anchor, 6, "scale")
-    context: dict[str, Any] = {
-        "decode": decode,
-        "q_len": params.scalar(q_len, force=True),
-        "kv_len": params.scalar(kv_len, force=True),
-        "head_dim": head_dim,
-        "v_dim": v_dim,
-        "causal": causal,
-        "mask": "",
-        "out": out_text,
-        "out_row": out_row,
-        "scale": f"{(float(scale) if scale is not None else head_dim**-0.5)!r}f",
-    }
-    for name, operand in sources.items():
-        context[name] = pointer_at(
-            params,
-            operand,
-            _grouped_heads(
-                params, names, lead, program.table.shape({"q": q, "k": k, "v": v}[name]), name
-            ),
-        )
-        context[f"{name}_row"] = params.scalar(operand.strides[-2])
-        context[f"{name}_col"] = (
-            params.scalar(operand.strides[-1]) if operand.strides[-1] != 0 else "1"
-        )
-    if mask is not None:
-        held = strided(program, printer, mask)
-        rank = len(held.strides)
-        context.update(
-            mask=pointer_at(params, held, names[len(names) - (rank - 2) :]),
-            mask_field="mask_bool" if held.storage.dtype == "bool" else "mask_f32",
-            mask_row=params.scalar(held.strides[-2]),
-            mask_col=params.scalar(held.strides[-1]),
-        )
-        if held.storage.dtype == "bool":
-            context["mask"] = f"reinterpret_cast<const uint8_t*>({context['mask']})"
+        return {"out": f"tile - query_begin * {ldo}", "out_row": str(ldo)}
+
+    context = attention_context(program, printer, params, place_result)
     offset = printer.scratch.num_bytes
     declarations.append(f"void* const attention_scratch = scratch + {params.scalar(offset)};")
-    context["scratch_bytes"] = attention_scratch_bytes(head_dim, v_dim)
+    context["scratch_bytes"] = attention_scratch_bytes(context["head_dim"], context["v_dim"])
     printer.scratch.take(IntExpr.of(context["scratch_bytes"]))
+    shape = program.table.shape(anchor)
     return AnchorCode(
         "cpu/attention.cpp.j2",
         context,
-        prod(lead) * q_len.ceildiv(block.rows),
+        prod(shape[:-2]) * shape[-2].ceildiv(block.rows),
         headers("attention.h"),
         [],
         declarations,
     )
-
-
-def _grouped_heads(
-    params: Params, names: list[str], lead: Index, shape: Index, which: str
-) -> list[str]:
-    """Grouped-query attention: several query heads share a key/value head."""
-    if which == "q" or not lead or shape[-3] == lead[-1] or shape[-3] == 1:
-        return names
-    return [*names[:-1], f"({names[-1]} / {params.scalar(lead[-1] // shape[-3])})"]

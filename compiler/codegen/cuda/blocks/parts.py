@@ -35,9 +35,9 @@ def shared(printer: StatementPrinter, name: str, num_bytes: int) -> str:
     return f"char* const {name} = scratch + {printer.params.scalar(offset)};"
 
 
-def bias_context(printer: StatementPrinter, bias: Any) -> dict[str, str]:
+def bias_text(printer: StatementPrinter, bias: Any) -> str:
     """The bias as an expression of the column `column`."""
     if bias is None:
-        return {"bias": "0.0f"}
+        return "0.0f"
     storage = printer.storages[weight_source(bias)]
-    return {"bias": f"svdq::{stored_kind(storage)}::load({printer.pointer(storage)}[column])"}
+    return f"svdq::{stored_kind(storage)}::load({printer.pointer(storage)}[column])"

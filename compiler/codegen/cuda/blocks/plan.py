@@ -1,8 +1,6 @@
-"""How many rows, columns and threads one CTA of a region has."""
+"""What rows take of shared memory: the blocks of regions without an anchor, and how much a row may keep."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.backend import Block
@@ -22,25 +20,21 @@ ROWS = 8
 """Of a CTA that reduces or quantizes: a row for each warp."""
 
 
+ATTENTION_ROW_BYTES = 128
+"""Of values kept beside attention's tile, which has most of the shared memory."""
+
+
 class RowTooWide(SvdqcError):
     """One row of a region does not fit in the shared memory of a GPU."""
-
-
-def plan_block(program: RowProgram, target: CudaTarget) -> Block:
-    """The block of a region."""
-    anchor = program.region.anchor
-    if anchor is not None:
-        return ANCHOR_BLOCKS[str(anchor.target)](program, target)
-    return _rows_block(program, target)
 
 
 def row_budget(region: Region, target: CudaTarget) -> int:
     """Bytes for one row's resident values. A tile of columns keeps none: they would be as wide as the row."""
     if region.anchor is not None and str(region.anchor.target) != anchors.ATTENTION:
         return 0
-    return max(0, _room(target) - _quantized_bytes(region)) // (
-        1 if region.anchor is None else 4 * QUERY_ROWS
-    )
+    if region.anchor is not None:
+        return ATTENTION_ROW_BYTES
+    return max(0, _room(target) - _quantized_bytes(region))
 
 
 def _room(target: CudaTarget) -> int:
@@ -53,7 +47,7 @@ def _quantized_bytes(region: Region) -> int:
     return sum(4 * (int(operands(n)[0].meta["val"].shape[-1]) + 20) for n in found)
 
 
-def _rows_block(program: RowProgram, target: CudaTarget) -> Block:
+def rows_block(program: RowProgram, target: CudaTarget) -> Block:
     region = program.region
     layout, num_rows = region.layout, region.layout.num_rows.upper()
     widths = [layout.inner_elements(n).upper() for n in region.nodes if n in layout.axes]
@@ -74,7 +68,3 @@ def _rows_block(program: RowProgram, target: CudaTarget) -> Block:
         rows = min(rows, max(1, SHARED_BYTES // row_bytes))
     rows = max(1, min(rows, num_rows, max(1, num_rows // ENOUGH_CTAS)))
     return Block(rows, 0, 256 if rows * width > 512 else 128)
-
-
-QUERY_ROWS = 32
-ANCHOR_BLOCKS: dict[str, Callable[[RowProgram, CudaTarget], Block]] = {}

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from svdqc.compiler.codegen.cuda.blocks.attention import attention, attention_block
+from svdqc.compiler.codegen.cuda.blocks.bmm import bmm
+from svdqc.compiler.codegen.cuda.blocks.convolution import convolution
+from svdqc.compiler.codegen.cuda.blocks.linear import linear
+from svdqc.compiler.codegen.cuda.blocks.linear_s4 import linear_s4
+from svdqc.compiler.codegen.cuda.blocks.plan import rows_block
+from svdqc.compiler.codegen.cuda.blocks.product import product_block
 from svdqc.compiler.codegen.cuda.blocks.rows import rows
+from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
@@ -13,9 +21,21 @@ from svdqc.compiler.targets.cuda import CudaTarget
 
 Describe = Callable[[CudaTarget, RowProgram, StatementPrinter, Params, Block], AnchorCode]
 
-BLOCKS: dict[str | None, Describe] = {
-    None: rows,  # no anchor
+PlanBlock = Callable[[RowProgram, CudaTarget], Block]
+
+BLOCKS: dict[str | None, tuple[PlanBlock, Describe]] = {
+    None: (rows_block, rows),  # no anchor
+    anchors.LINEAR: (product_block, linear),
+    anchors.LINEAR_S4: (product_block, linear_s4),
+    anchors.ATTENTION: (attention_block, attention),
+    anchors.CONVOLUTION: (product_block, convolution),
+    anchors.BMM: (product_block, bmm),
 }
+
+
+def plan_block(program: RowProgram, target: CudaTarget) -> Block:
+    """How many rows, columns and threads one CTA of the region has."""
+    return BLOCKS[_key(program)][0](program, target)
 
 
 def describe(
@@ -26,6 +46,9 @@ def describe(
     block: Block,
 ) -> AnchorCode:
     """The anchor's part of the kernel."""
+    return BLOCKS[_key(program)][1](target, program, printer, params, block)
+
+
+def _key(program: RowProgram) -> str | None:
     anchor = program.region.anchor
-    key = None if anchor is None else str(anchor.target)
-    return BLOCKS[key](target, program, printer, params, block)
+    return None if anchor is None else str(anchor.target)

@@ -1,0 +1,179 @@
+"""Which tile a CTA computes of a product on tensor cores: an analytic model, where no GPU is at hand to measure.
+
+A CTA's time for 64 k is the longest of what it takes of tensor cores, of float lanes (scaling groups), of issue slots,
+and of the second-level cache; an SM computes its share of the CTAs one after the other, and what precedes and follows
+the main loop is hidden only where several CTAs share the SM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from svdqc.compiler.targets.cuda import CudaTarget
+
+REGISTERS = 255
+"""Of a thread in the main loop: what ptxas takes if it may."""
+ISSUE = 4
+"""Instructions a clock and SM."""
+WARPS = 8
+"""That keep an SM's tensor cores busy: two for each."""
+START_CLOCKS = 3000
+"""From a CTA's start to its first product: two round trips to memory, and the branch."""
+STORE_CLOCKS = 0.15
+"""Clocks per element of a tile that leaves through shared memory."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A clock and SM, by mma.sync: multiply-adds of s4 codes, s8 codes and 16-bit floats with f32 sums; f32 lanes;
+    bytes from the second-level cache with every SM reading (published microbenchmarks, rounded)."""
+
+    s4: int
+    s8: int
+    half: int
+    lanes: int
+    cache_bytes: int
+
+
+RATES = {
+    "sm_75": Rates(2048, 1024, 512, 64, 24),
+    "sm_80": Rates(4096, 2048, 1024, 64, 40),
+    "sm_86": Rates(2048, 1024, 512, 128, 20),
+    "sm_89": Rates(2048, 1024, 512, 128, 20),
+    "sm_90a": Rates(0, 2560, 1280, 128, 32),
+    "sm_100a": Rates(0, 2048, 1024, 128, 40),
+    "sm_120a": Rates(0, 1024, 512, 128, 16),
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """svdq::GemmTile: rows, columns, warps along both, stages in flight, 16-row tiles of a warp per slab."""
+
+    rows: int
+    columns: int
+    warps_m: int
+    warps_n: int
+    stages: int
+    slab_tiles: int
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps_m * self.warps_n
+
+    @property
+    def slab_rows(self) -> int:
+        return 16 * self.warps_m * self.slab_tiles
+
+    @property
+    def ld(self) -> int:
+        return self.columns + 8
+
+    @property
+    def cpp(self) -> str:
+        sizes = (self.rows, self.columns, self.warps_m, self.warps_n, self.stages, self.slab_tiles)
+        return f"svdq::GemmTile<{', '.join(map(str, sizes))}>"
+
+    def shared_bytes(self, stage_bytes: int) -> int:
+        """A stage's bytes for every stage, or what a slab takes."""
+        return max(self.stages * stage_bytes, self.slab_rows * self.ld * 4)
+
+
+TILES = (
+    Tile(128, 128, 2, 4, 3, 2),
+    Tile(128, 64, 2, 2, 3, 2),
+    Tile(64, 128, 2, 4, 3, 1),
+    Tile(64, 64, 2, 2, 3, 1),
+    Tile(32, 128, 2, 4, 4, 1),
+    Tile(32, 64, 2, 2, 4, 1),
+    Tile(16, 128, 1, 4, 4, 1),
+)
+"""Largest first: of equals the first is chosen."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Products of codes by svdq::IntGemm: bits of both sides, and whether 4-bit tensor cores multiply them."""
+
+    x_bits: int
+    w_bits: int
+    group: int
+    native_s4: bool
+
+    @property
+    def bk(self) -> int:
+        """k of a stage: rows of 128 bytes."""
+        return 256 if self.x_bits == 4 else 128
+
+    def stage_bytes(self, tile: Tile) -> int:
+        groups = self.bk // self.group
+        return tile.rows * (self.bk * self.x_bits // 8 + 4 * groups) + groups * tile.columns * 2
+
+    def fits(self, tile: Tile) -> bool:
+        return tile.rows * self.bk * self.x_bits // 128 % tile.threads == 0
+
+    def clocks(self, tile: Tile, target: CudaTarget) -> float:
+        """For 64 k."""
+        rates = RATES[target.arch]
+        results = tile.rows * tile.columns
+        products = results / (16 * 8) * (1 if self.native_s4 else 2)
+        scaled = results * 64 / self.group
+        issued = products + 2.5 * scaled / 32 + 2 * products
+        return max(
+            results * 64 / (rates.s4 if self.native_s4 else rates.s8),
+            2.5 * scaled / rates.lanes,
+            issued / ISSUE,
+            8 * (tile.rows * self.x_bits + tile.columns * self.w_bits) / rates.cache_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Floats:
+    """Products of f32 activations with float weights by svdq::FloatGemm. products: 16-bit ones for each."""
+
+    w_bytes: int
+    products: int
+
+    bk = 32
+
+    def stage_bytes(self, tile: Tile) -> int:
+        return tile.rows * (self.bk + 8) * 4
+
+    def fits(self, tile: Tile) -> bool:
+        return tile.rows % (tile.threads // 8) == 0 and tile.rows % (tile.threads // 32) == 0
+
+    def clocks(self, tile: Tile, target: CudaTarget) -> float:
+        """For 64 k."""
+        rates = RATES[target.arch]
+        results = tile.rows * tile.columns
+        splits = 4 * 3 * tile.rows * 16 * tile.warps_n / 32  # instructions, in every column of warps
+        issued = results / (16 * 8) * 4 * self.products * 1.5 + splits
+        return max(
+            results * 64 * self.products / rates.half,
+            issued / ISSUE,
+            64 * (tile.rows * 4 + tile.columns * self.w_bytes) / rates.cache_bytes,
+        )
+
+
+def clocks(tile: Tile, product: Coded | Floats, target: CudaTarget, m: int, n: int, k: int) -> float:
+    """What the model expects of a whole product of m x n over k."""
+    shared = tile.shared_bytes(product.stage_bytes(tile))
+    resident = target.max_ctas(tile.threads, shared, REGISTERS)
+    ctas = -(-m // tile.rows) * -(-n // tile.columns)
+    per_sm = -(-ctas // target.num_sms)
+    together = min(resident, per_sm)
+    busy = min(1.0, together * tile.threads / 32 / WARPS)
+    loop = product.clocks(tile, target) * -(-k // 64) / busy
+    around = START_CLOCKS + STORE_CLOCKS * tile.rows * tile.columns
+    return per_sm * (loop + around / together)
+
+
+def choose_tile(target: CudaTarget, product: Coded | Floats, m: int, n: int, k: int) -> Tile:
+    """The tile that the model likes best for m rows (at most), n columns and k, of those that the GPU can hold."""
+    fitting = [
+        tile
+        for tile in TILES
+        if product.fits(tile)
+        and tile.shared_bytes(product.stage_bytes(tile)) <= target.shared_bytes_per_cta
+    ]
+    return min(fitting, key=lambda tile: clocks(tile, product, target, m, n, k))
