@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.cuda.summary import pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -21,6 +21,8 @@ from svdqc.compiler.targets.cuda_host import build_host
 # Orders in which fibres run: lowest thread first, highest first, pseudo-random.
 SCHEDULES = (0, 1, 12345)
 
+num_launches = 0  # of this process; tests/cuda/conftest.py counts them
+
 
 class LaunchFailed(Exception):
     """The kernel cannot finish, or did something that a GPU would not define; the text says what."""
@@ -67,6 +69,8 @@ class HostKernels:
         block = (ctypes.c_int64 * (len(buffers) + len(scalars)))(
             *(buffer.ctypes.data for buffer in buffers), *scalars
         )
+        global num_launches
+        num_launches += 1
         self._library.svdq_host_configure(os_threads, schedule)
         getattr(self._library, name)(block, ctypes.c_uint32(grid_x))
         error = self._library.svdq_host_error()

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from svdqc.compiler.targets.cuda import CudaTarget
-from svdqc.compiler.targets.cuda_build import build_cubins
+from svdqc.compiler.targets.cuda_build import build_cubins, cubin_job
 from svdqc.compiler.targets.cuda_toolchain import find_nvcc
 from svdqc.errors import SvdqcError
 
@@ -158,6 +158,16 @@ def disassembled(name: str, source: str, target: CudaTarget) -> Sass:
             check=True,
         )
     return next(kernel for kernel in parse(done.stdout, target.arch) if kernel.name == name)
+
+
+def compiler_remarks(source: str, target: CudaTarget) -> list[str]:
+    """What ptxas says of a kernel without rejecting it: "wgmma serialized", "setmaxnreg ignored". Compiles it anew."""
+    require_nvcc()
+    job = cubin_job("kernel", source, target, find_nvcc())
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / job.source_name).write_text(source)
+        done = subprocess.run(job.command, cwd=folder, capture_output=True, text=True, check=True)
+    return [line for line in done.stderr.splitlines() if line.strip()]
 
 
 def parse(text: str, arch: str) -> list[Sass]:

@@ -17,7 +17,7 @@ from tests.cuda.host_kernels import (
     margins_untouched,
 )
 
-from svdqc.compiler.targets.cuda import CUDA_TARGETS, CudaTarget
+from svdqc.compiler.targets.cuda import CUDA_TARGETS, SM_90A, CudaTarget
 
 PROBES = Path(__file__).parent / "probes"
 NAMES = ("exchange", "staged_copy", "conversions", "mistakes")
@@ -220,3 +220,10 @@ def test_compiled(name: str, target: CudaTarget) -> None:
         assert any("BF16" in opcode for opcode in packed) == target.has_async_copies
         assert any("E4M3" in opcode for opcode in packed) == (target.compute_capability >= (8, 9))
         assert any("E2M1" in opcode for opcode in packed) == (target.compute_capability[0] >= 10)
+
+
+def test_remarks_of_the_compiler_are_seen() -> None:
+    source = (PROBES / "staged_copy.cu").read_text()
+    assert sass.compiler_remarks(source, SM_90A) == []
+    remarks = sass.compiler_remarks(source + "\n#warning look here\n", SM_90A)
+    assert any("look here" in line for line in remarks)
