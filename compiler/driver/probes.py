@@ -1,20 +1,19 @@
-"""A few inputs to measure a model's sensitivities on: some of the calibration samples, or made-up inputs."""
+"""A few inputs to measure a model's sensitivities on: some of the calibration samples, or the example inputs."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from svdqc.compiler.driver.calibrate import as_inputs
 from svdqc.compiler.ir.program import Program
-from svdqc.errors import SvdqcError
-from svdqc.frontends import default_inputs
 
 MOST_PROBES = 8
+_REPEATS = 4
 _PARAMETERS_FOR_ONE = 8 * 10**9
 """A model of this size is probed once, a smaller one as much more often."""
 
@@ -22,10 +21,10 @@ Sample = Mapping[str, Any]
 
 
 class ProbeSamples:
-    """Samples on their way to calibration; a few of them, evenly spaced, are kept.
+    """Samples on their way to calibration; `count` of them, drawn uniformly, are kept.
 
-    Works on an iterable that can be read only once, and whose length is not known: every `stride`-th sample is kept,
-    and when there are twice too many, every second of those.
+    Evenly spaced ones would all be of the same step where a drawing's steps follow each other. A reservoir (algorithm
+    R) reads a stream of unknown length once.
     """
 
     def __init__(self, samples: Iterable[Sample], count: int) -> None:
@@ -33,13 +32,12 @@ class ProbeSamples:
         self._kept: list[Sample] = []
 
     def __iter__(self) -> Iterator[Sample]:
-        self._kept, stride = [], 1
+        self._kept, dice = [], random.Random(0)
         for number, sample in enumerate(self._samples):
-            if number % stride == 0:
-                if len(self._kept) == 2 * self._count:
-                    self._kept, stride = self._kept[::2], stride * 2
-                if number % stride == 0:
-                    self._kept.append(sample)
+            if number < self._count:
+                self._kept.append(sample)
+            elif (slot := dice.randrange(number + 1)) < self._count:
+                self._kept[slot] = sample
             yield sample
 
     def kept(self) -> list[Sample]:
@@ -47,8 +45,7 @@ class ProbeSamples:
         if not self._kept:
             for _ in self:
                 pass
-        count = min(self._count, len(self._kept))
-        return [self._kept[i * len(self._kept) // count] for i in range(count)]
+        return self._kept
 
 
 class SizedProbeSamples(ProbeSamples):
@@ -73,35 +70,15 @@ def num_probes(program: Program) -> int:
 
 
 def probe_inputs(
-    program: Program, model: Any, inputs: Sample | None, dynamic: Any, watched: ProbeSamples | None
+    program: Program, inputs: Sample | None, watched: ProbeSamples | None
 ) -> list[dict[str, Tensor]]:
-    """Named inputs of the program: some of the samples, else the example inputs, else what can be made up.
+    """Named inputs of the program: some of the samples, else the example inputs.
 
-    What is not a sample is repeated: the probe's random direction differs each time.
+    A single example is repeated: the probe's random direction differs each time. Made-up inputs are no use here, see
+    passes/allocate.py.
     """
     if watched is not None:
         return [as_inputs(program, sample, i) for i, sample in enumerate(watched.kept())]
-    return [_example(program, model, inputs, dynamic)] * min(num_probes(program), 4)
-
-
-def _example(
-    program: Program, model: Any, inputs: Sample | None, dynamic: Any
-) -> dict[str, Tensor]:
-    try:
-        example = inputs if inputs else default_inputs(model, dynamic=dynamic)
-        return as_inputs(program, example, 0)
-    except SvdqcError:
-        return _random_inputs(program)
-
-
-def _random_inputs(program: Program) -> dict[str, Tensor]:
-    """Normal numbers, and zeros for what counts or selects, of the sizes the program was captured with."""
-    dice = torch.Generator().manual_seed(0)
-    made: dict[str, Tensor] = {}
-    for spec in program.inputs:
-        shape = [int(size) for size in spec.shape]
-        if spec.dtype.is_floating_point:
-            made[spec.name] = torch.randn(shape, generator=dice).to(spec.dtype)
-        else:
-            made[spec.name] = torch.zeros(shape, dtype=spec.dtype)
-    return made
+    if not inputs:
+        return []
+    return [as_inputs(program, inputs, 0)] * min(num_probes(program), _REPEATS)

@@ -6,7 +6,10 @@ Three measurements, then arithmetic:
     candidates    what each precision and rank costs and misses              (quantize/budget_curves.py)
     expected      = sum over layers of sensitivity * error^2, minimised      (quantize/budget.py)
 
-Rank "auto" without a budget spends the bytes of rank 32 everywhere, in one precision. A budget counts all weights of
+Rank "auto" without a budget spends the bytes of rank 32 everywhere, in one precision. Sensitivities need inputs like
+those the model will see: on made-up ones a trained model is another (on the emoji model they choose ranks that are
+worse than rank 32 everywhere), so that without samples and inputs every layer counts alike, and rank "auto" is 32.
+A budget counts all weights of
 the model, those that are kept too; layers may then also stay in 16 bits and, under precision "auto", take 8.
 """
 
@@ -20,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.passes.allocate_probe import sensitivities
+from svdqc.compiler.passes.allocate_probe import Probed, probe_groups
 from svdqc.compiler.passes.linear_groups import LinearGroup, weight_node
 from svdqc.compiler.passes.select_layers import Decision
 from svdqc.compiler.passes.svdquant import in_order, load_group
@@ -76,16 +79,18 @@ def allocate_recipes(
         return Allocation({}, {})
     recipe = recipes[groups[0].name]
     report = progress or (lambda stage, done, total, name: None)
-    weight, notes = _sensitivities(program, groups, probes, recipe, report)
+    probed, notes = _probed(program, groups, probes, recipe, report)
+    if notes and recipe.budget is None:
+        return _unprobed(program, groups, recipes, notes)
+    weight = probed.sensitivity
     found: dict[str, list[Candidate]] = {}
     report("draft", 0, len(groups), "")
 
     def drafted(group: LinearGroup) -> list[Candidate]:
         wanted = _precisions(recipes[group.name], mixed)
-        matrix = load_group(program, group)
-        return candidates(
-            matrix, samples.get(group.name), recipes[group.name], wanted, name=group.name
-        )
+        matrix, judge = load_group(program, group), probed.tokens.get(group.name)
+        found = samples.get(group.name)
+        return candidates(matrix, found, recipes[group.name], wanted, judge, group.name)
 
     for done, (group, options) in enumerate(
         zip(groups, in_order(groups, drafted, jobs), strict=True)
@@ -94,8 +99,6 @@ def allocate_recipes(
         report("draft", done + 1, len(groups), group.name)
     equal = sum(_equal_bytes(program, g, recipes[g.name]) for g in groups)
     total, kept = _allowed_bytes(program, groups, recipe, equal)
-    if notes and recipe.budget is None:
-        found = {name: [_equal(options)] for name, options in found.items()}
     costs = [
         [Option(c.num_bytes, weight[g.name] * c.error**2) for c in found[g.name]] for g in groups
     ]
@@ -132,27 +135,44 @@ def decided(
     return changed
 
 
-def _sensitivities(
+def _probed(
     program: Program,
     groups: list[LinearGroup],
     probes: Sequence[Mapping[str, Tensor]],
     recipe: Recipe,
     report: AllocationProgress,
-) -> tuple[dict[str, float], list[str]]:
-    """By group name; equal ones, and a note, where the model gives no useful answer."""
-    equal = dict.fromkeys((g.name for g in groups), 1.0)
+) -> tuple[Probed, list[str]]:
+    """Equal sensitivities, and a note, where the model gives no useful answer."""
+    equal = Probed(dict.fromkeys((g.name for g in groups), 1.0), {})
     if not probes:
-        return equal, ["nothing to probe the model with: every layer counts alike"]
+        return equal, ["nothing to probe the model with (give calibration samples or inputs)"]
     try:
-        found = sensitivities(
+        found = probe_groups(
             program, groups, probes, recipe.seed, lambda i, n: report("probe", i, n, "")
         )
     except (NotImplementedError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return equal, [f"the model cannot be differentiated ({reason}); every layer counts alike"]
-    if not all(math.isfinite(s) for s in found.values()) or max(found.values()) == 0.0:
-        return equal, ["the probes do not reach the model's output; every layer counts alike"]
+        return equal, [f"the model cannot be differentiated: {reason}"]
+    sizes = list(found.sensitivity.values())
+    if not all(math.isfinite(s) for s in sizes) or max(sizes) == 0.0:
+        return equal, ["the probes do not reach the model's output"]
     return found, []
+
+
+def _unprobed(
+    program: Program, groups: list[LinearGroup], recipes: Mapping[str, Recipe], notes: list[str]
+) -> Allocation:
+    equal = {name: replace(recipe, rank=EQUAL_RANK) for name, recipe in recipes.items()}
+    layers = {
+        g.name: {
+            "precision": equal[g.name].precision,
+            "rank": equal[g.name].rank_for(*_shape(program, g)),
+            "num_bytes": _equal_bytes(program, g, equal[g.name]),
+        }
+        for g in groups
+    }
+    notes = [f"{note}; rank {EQUAL_RANK} everywhere" for note in notes]
+    return Allocation(equal, {"budget": None, "num_probes": 0, "notes": notes}, layers)
 
 
 def _precisions(recipe: Recipe, mixed: bool) -> tuple[str, ...]:

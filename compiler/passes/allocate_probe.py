@@ -33,16 +33,30 @@ from svdqc.compiler.passes.linear_groups import LinearGroup, block_name, weight_
 Values = dict[Node, Any]
 
 _GROUPS_PER_SEGMENT = 8
+_TOKEN_BYTES = 1 << 28
+_FEWEST_TOKENS, _MOST_TOKENS = 8, 128
 
 
-def sensitivities(
+@dataclass(frozen=True)
+class Probed:
+    """By the group's name.
+
+    sensitivity  share of the output's energy lost per share of the group's output energy lost
+    tokens       some of the group's inputs: [tokens, in_features] f32
+    """
+
+    sensitivity: dict[str, float]
+    tokens: dict[str, Tensor]
+
+
+def probe_groups(
     program: Program,
     groups: Sequence[LinearGroup],
     probes: Sequence[Mapping[str, Tensor]],
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
-    """Share of the output's energy lost per share of a group's output energy lost, by the group's name.
+) -> Probed:
+    """Measure all groups.
 
     probes    named inputs of the program; their sensitivities are averaged
     progress  called with (segments done, segments in all)
@@ -50,9 +64,10 @@ def sensitivities(
     cut = _Cut.of(program, groups)
     total, done = len(probes) * len(cut.segments), 0
     found = dict.fromkeys((g.name for g in groups), 0.0)
+    seen = _Tokens.of(groups, len(probes))
     generator = torch.Generator().manual_seed(seed)
     for probe in probes:
-        starts, outputs = _forward(program, cut, probe)
+        starts, outputs = _forward(program, cut, probe, seen)
         pull = _output_gradients(program, outputs, generator)
         for segment, start in zip(reversed(cut.segments), reversed(starts), strict=True):
             pull, measured = _backward(program, cut, segment, start, pull)
@@ -61,7 +76,7 @@ def sensitivities(
             done += 1
             if progress is not None:
                 progress(done, total)
-    return found
+    return Probed(found, {name: torch.cat(rows) for name, rows in seen.rows.items()})
 
 
 @dataclass(frozen=True)
@@ -107,8 +122,27 @@ class _Cut:
         return _Cut(nodes, last_use, segments, {n: g for g in groups for n in g.linears})
 
 
+@dataclass
+class _Tokens:
+    """Collects up to `most` evenly spaced tokens of each group's input from each probe."""
+
+    most: int
+    rows: dict[str, list[Tensor]]
+
+    @staticmethod
+    def of(groups: Sequence[LinearGroup], num_probes: int) -> _Tokens:
+        widths = sum(int(g.x.meta["val"].shape[-1]) for g in groups)
+        most = _TOKEN_BYTES // (4 * max(widths * num_probes, 1))
+        return _Tokens(max(_FEWEST_TOKENS, min(most, _MOST_TOKENS)), {g.name: [] for g in groups})
+
+    def add(self, group: LinearGroup, x: Tensor) -> None:
+        flat = x.reshape(-1, x.shape[-1])
+        stride = -(-flat.shape[0] // self.most)
+        self.rows[group.name].append(flat[::stride].float())
+
+
 def _forward(
-    program: Program, cut: _Cut, probe: Mapping[str, Tensor]
+    program: Program, cut: _Cut, probe: Mapping[str, Tensor], seen: _Tokens
 ) -> tuple[list[Values], tuple[Tensor, ...]]:
     """What is alive at the start of each segment, and the program's outputs."""
     values: Values = {}
@@ -126,6 +160,9 @@ def _forward(
                 outputs = tuple(_value(program, values, n) for n in node.args[0])  # type: ignore[union-attr,arg-type]
             elif node.op != "get_attr":
                 values[node] = _run(program, values, node)
+            group = cut.group_of.get(node)
+            if group is not None and node is group.linears[0]:
+                seen.add(group, values[group.x])
             for read in node.all_input_nodes:
                 if cut.last_use[read] == i:
                     values.pop(read, None)

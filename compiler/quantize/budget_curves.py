@@ -39,13 +39,14 @@ def candidates(
     samples: LinearSamples | None,
     recipe: Recipe,
     precisions: tuple[str, ...],
-    ranks: tuple[int, ...] = RANKS,
+    judge: Tensor | None = None,
     name: str = "linear",
 ) -> list[Candidate]:
     """Every precision with every rank that the layer has room for.
 
     weight      [out_features, in_features]
     precisions  of `schemes.SCHEMES`, and "none" for 16 bits; 8-bit ones come without a branch
+    judge       [tokens, in_features] inputs to measure errors on, where there are no samples to quantize with
     """
     out_features, in_features = weight.shape
     found = []
@@ -53,9 +54,9 @@ def candidates(
         if precision == "none":
             tried, errors = [0], {0: 0.0}
         else:
-            tried = _ranks_of(precision, ranks, min(out_features, in_features))
+            tried = _ranks_of(precision, min(out_features, in_features))
             base = replace(recipe, precision=precision)
-            errors = error_curve(weight, samples, base, tried, name)
+            errors = error_curve(weight, samples, base, tried, judge, name)
         group = recipe.group_size
         found += [
             Candidate(
@@ -71,45 +72,53 @@ def error_curve(
     samples: LinearSamples | None,
     recipe: Recipe,
     ranks: list[int],
+    judge: Tensor | None = None,
     name: str = "linear",
 ) -> dict[int, float]:
     """Expected relative output error by rank."""
     drafted = [r for r in DRAFTED_RANKS if ranks[0] <= r <= ranks[-1]]
     drafted = sorted({ranks[0], *drafted, ranks[-1]})
-    logs = [math.log(max(draft_error(weight, samples, recipe, r, name), 1e-12)) for r in drafted]
+    errors = [draft_error(weight, samples, recipe, r, judge, name) for r in drafted]
+    logs = [math.log(max(error, 1e-12)) for error in errors]
     for at in range(1, len(logs)):
         logs[at] = min(logs[at], logs[at - 1])  # more rank is never worse
     return {r: math.exp(_interpolated(drafted, logs, r)) for r in ranks}
 
 
 def draft_error(
-    weight: Tensor, samples: LinearSamples | None, recipe: Recipe, rank: int, name: str = "linear"
+    weight: Tensor,
+    samples: LinearSamples | None,
+    recipe: Recipe,
+    rank: int,
+    judge: Tensor | None = None,
+    name: str = "linear",
 ) -> float:
-    """Relative output error of a quick quantization: on held-out tokens, or as the weights alone let expect.
+    """Relative output error of a quick quantization: on held-out tokens, else on `judge`.
 
-    Without samples the error of coding the weight is measured, and that of coding the activations, which are as many
-    bits wide in most formats, is taken to be as large.
+    With neither, the error of coding the weight is measured, and that of coding the activations, where they have as
+    many bits, is taken to be as large.
     """
     quick = replace(recipe, rank=rank, budget=None, gptq=False, refine_iterations=0)
     if quick.rotate == "auto":
         quick = replace(quick, rotate=can_rotate(weight.shape[1]))
     if quick.precision == "int4" and quick.activation_range == "auto":
         quick = replace(quick, activation_range="signed8")
-    metrics = quantize_linear(weight, samples, quick, name=name).metrics
-    if "error" in metrics:
-        return metrics["error"]
+    found = quantize_linear(weight, samples, quick, name=name)
+    if "error" in found.metrics:
+        return found.metrics["error"]
+    if judge is not None:
+        wanted = judge @ weight.T
+        return float((found(judge) - wanted).norm() / wanted.norm().clamp_min(1e-30))
     scheme = scheme_of(quick.precision)
     as_wide = scheme.weight == scheme.activation
-    return metrics["weight_error"] * (math.sqrt(2.0) if as_wide else 1.0)
+    return found.metrics["weight_error"] * (math.sqrt(2.0) if as_wide else 1.0)
 
 
-def _ranks_of(precision: str, ranks: tuple[int, ...], limit: int) -> list[int]:
-    """Those that fit the layer; a layer smaller than the first step may have its own size."""
+def _ranks_of(precision: str, limit: int) -> list[int]:
     scheme = scheme_of(precision)
     if not scheme.branch or scheme.code_bits > 4:
         return [0]
-    fitting = [r for r in ranks if r <= limit]
-    return fitting or [limit]
+    return [r for r in RANKS if r <= limit]
 
 
 def _interpolated(ranks: list[int], logs: list[float], rank: int) -> float:
