@@ -39,7 +39,7 @@ class Memory(Mapping[Node, Storage]):
         self._place_concats()
         for region in regions:
             for node in region.nodes:
-                if str(node.target) == anchors.QUANTIZE_S4:
+                if str(node.target) in anchors.QUANTIZERS:
                     for item in node.users:
                         self._place(item)
                 elif node in region.stored and node not in self._storages:

@@ -18,7 +18,7 @@ def kernel_stem(region: Region, block_rows: int, columns: int) -> str:
     parts.extend(dict.fromkeys(op for op in ops if op in _NOTABLE))
     if anchor is not None and any(op in ("mean", "sum", "amax") for op in ops):
         parts.append("norm")
-    if anchor is not None and any(str(n.target) == anchors.QUANTIZE_S4 for n in region.nodes):
+    if anchor is not None and any(str(n.target) in anchors.QUANTIZERS for n in region.nodes):
         parts.append("quantize")
     block = f"{block_rows}x{columns}" if columns else f"{block_rows}"
     return f"{'_'.join(parts)}__{block}"
@@ -29,6 +29,12 @@ def _anchor_name(anchor: Node) -> str:
     if target == anchors.LINEAR_S4:
         codes, low, w_codes = (anchor.args[i].meta["val"] for i in (3, 2, 3))  # type: ignore[union-attr]
         return f"gemm_s4_s4_f32_{w_codes.shape[0]}x{codes.shape[1]}_r{low.shape[-1]}"
+    if target == anchors.LINEAR_CODED:
+        low, w_codes = (anchor.args[i].meta["val"] for i in (2, 3))  # type: ignore[union-attr]
+        return f"gemm_{anchor.args[7]}_f32_{w_codes.shape[0]}x{w_codes.shape[1]}_r{low.shape[-1]}"
+    if target == anchors.LINEAR_W:
+        shape = anchor.args[1].meta["val"].shape  # type: ignore[union-attr]
+        return f"gemm_f32_{anchor.args[4]}_f32_{shape[0]}x{shape[1]}"
     if target == anchors.LINEAR:
         shape = anchor.args[1].meta["val"].shape  # type: ignore[union-attr]
         return f"gemm_f32_{shape[0]}x{shape[1]}"
@@ -44,6 +50,9 @@ def _row_name(region: Region) -> str:
     ops = [str(n.target).split(".")[1] for n in region.nodes]
     if "quantize_s4" in ops:
         return "quantize_f32_s4"
+    if "quantize" in ops:
+        node = next(n for n in region.nodes if str(n.target) == anchors.QUANTIZE)
+        return f"quantize_f32_{'s8' if node.args[7] == 'int' else node.args[7]}"
     if any(op in ("mean", "sum", "amax", "amin", "prod", "any", "all") for op in ops):
         return "rows_f32"
     return "pointwise"

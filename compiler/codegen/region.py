@@ -105,7 +105,7 @@ class RegionSolver:
 
     def shape(self, node: Node) -> Shape:
         """The shape of a node; a quantization has that of its input."""
-        if str(node.target) == anchors.QUANTIZE_S4:
+        if str(node.target) in anchors.QUANTIZERS:
             return self.table.shape(node.args[0])  # type: ignore[arg-type]
         return self.table.shape(node)
 
@@ -148,7 +148,7 @@ class RegionSolver:
                 atoms.mark_inner(axes[node][-1])
         elif (rule := rule_of(node)) is not None and rule.kind == "reduce":
             self._relate_reduce(node, axes, atoms)
-        elif target == anchors.QUANTIZE_S4:
+        elif target in anchors.QUANTIZERS:
             self._unify_all(axes[node], axes.get(node.args[0]), atoms)  # type: ignore[arg-type]
             atoms.mark_inner(axes[node][-1])
         elif _is_anchor(node):
@@ -185,11 +185,11 @@ class RegionSolver:
         inner_axis = 1 if target == anchors.CONVOLUTION else len(axes[node]) - 1
         atoms.mark_inner(axes[node][inner_axis])
         source = node.args[0]
-        if target == anchors.LINEAR and source in axes:
+        if target in anchors.FLOAT_LINEARS and source in axes:
             for own, other in zip(axes[node][:-1], axes[source][:-1], strict=True):  # type: ignore[index]
                 atoms.unify(own, other)
             atoms.mark_inner(axes[source][-1])  # type: ignore[index]
-        others = node.args[1:] if target == anchors.LINEAR else node.args
+        others = node.args[1:] if target in anchors.FLOAT_LINEARS else node.args
         if any(isinstance(o, Node) and o in axes for o in others):
             raise CannotFuse("an anchor's operand is not computed in its own region")
 
@@ -229,7 +229,7 @@ class RegionSolver:
                 raise CannotFuse("a row of the anchor is mixed with others")
             return tuple(lead)
         flats = [[a for axis in axes[n] for a in atoms.leaves(axis)] for n in solid]
-        rows = next((n for n in solid if str(n.target) == anchors.QUANTIZE_S4), None)
+        rows = next((n for n in solid if str(n.target) in anchors.QUANTIZERS), None)
         leader = flats[solid.index(rows)] if rows is not None else max(flats, key=len)
         outer = [a for a in leader if not atoms.is_inner(a) and all(a in flat for flat in flats)]
         has_inner = any(a not in outer for flat in flats for a in flat)
@@ -257,13 +257,13 @@ class RegionSolver:
             missing = [a for a in layout.outer if a not in flat]
             if missing:
                 raise CannotFuse("a stored value has fewer rows than the region")
-            if str(node.target) == anchors.QUANTIZE_S4 and self._rows(layout, node) != layout.outer:
+            if str(node.target) in anchors.QUANTIZERS and self._rows(layout, node) != layout.outer:
                 raise CannotFuse("the rows to quantize are not the region's")
             if len(set(flat)) != len(flat):
                 raise CannotFuse("an axis meets itself")
         if (
             anchor is not None
-            and str(anchor.target) == anchors.LINEAR
+            and str(anchor.target) in anchors.FLOAT_LINEARS
             and anchor.args[0] in members
         ):
             if self._rows(layout, operands(anchor)[0]) != layout.outer:
@@ -291,7 +291,7 @@ def _sizes_match(atoms: Atoms, lhs: Axis, rhs: Axis) -> bool:
 
 def tiles_columns(nodes: list[Node], stored: list[Node], anchor: Node, layout: Layout) -> bool:
     """Whether every value of the region depends on one column of the anchor: then columns can be split among tasks."""
-    if str(anchor.target) not in (anchors.LINEAR, anchors.LINEAR_S4):
+    if str(anchor.target) not in anchors.LINEARS:
         return False
     columns = layout.inner(anchor)
     after = [n for n in nodes if n is not anchor and not _is_before(n, anchor)]

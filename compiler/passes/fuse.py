@@ -55,7 +55,7 @@ class Traits:
 
 CPU_TRAITS = Traits()
 GPU_TRAITS = Traits(
-    column_tiled=frozenset({anchors.LINEAR, anchors.LINEAR_S4, anchors.CONVOLUTION, anchors.BMM}),
+    column_tiled=frozenset({*anchors.LINEARS, anchors.CONVOLUTION, anchors.BMM}),
     prologues=False,
     enough_rows=128,
 )
@@ -219,7 +219,7 @@ class _Planner:
             return
         if any(_kind(n) == "anchor" for n in self.members[producer]):
             raise CannotFuse("two anchors")
-        if str(anchor.target) != anchors.LINEAR or not self.traits.prologues:
+        if str(anchor.target) not in anchors.FLOAT_LINEARS or not self.traits.prologues:
             raise CannotFuse("the anchor reads its operands from memory")
         if any(r not in inside for n in self.members[producer] for r in self.readers[n]) or any(
             n in self.always_stored for n in self.members[producer]
@@ -291,9 +291,9 @@ def _largest(nodes: list[Node], solver: RegionSolver) -> int:
 
 
 def _prefers_columns(anchor: Node, rows: int) -> bool:
-    if str(anchor.target) not in (anchors.LINEAR, anchors.LINEAR_S4) or rows > FEW_ROWS:
+    if str(anchor.target) not in anchors.LINEARS or rows > FEW_ROWS:
         return False
-    position = 1 if str(anchor.target) == anchors.LINEAR else 3
+    position = anchors.WEIGHT_OPERAND[str(anchor.target)]
     weight = anchor.args[position].meta["val"].shape  # type: ignore[union-attr]
     return int(prod(weight).const) >= LARGE_WEIGHT
 

@@ -7,10 +7,10 @@ from itertools import product
 
 from torch.fx import Node
 
+from svdqc.compiler.codegen.cpu.quantizers import quantizer
 from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.printing.expressions import value_type
 from svdqc.compiler.codegen.printing.statements import (
-    RANGES,
     UNROLL,
     Body,
     Loop,
@@ -120,7 +120,7 @@ class CpuStatements(StatementPrinter):
 
     def quantize(self, statement: Quantize) -> list[str]:
         node, source = statement.node, statement.source
-        _, inv_smooth, lora_down, group, range_name, rotated, shift = operands(node)
+        _, inv_smooth, lora_down = operands(node)[:3]
         shape = self.program.table.shape(source)
         in_features, rank = shape[-1].const, int(lora_down.meta["val"].shape[0])
         stride = in_features + 16  # rows a power of two apart would share cache sets
@@ -129,13 +129,12 @@ class CpuStatements(StatementPrinter):
         lines = self.gather(source, x, str(stride))
         codes, scale, low = (self.item_pointer(node, i) for i in range(3))
         smooth = self.pointer(self.storages[inv_smooth])
-        template = (
-            f"{group}, svdq::ActRange::{RANGES[str(range_name)]}, {'true' if rotated else 'false'}"
-        )
+        function, more = quantizer(node, self.params)
+        shift, groups = float(operands(node)[6]), in_features // int(operands(node)[3])
         lines.append(
-            f"svdq::quantize_s4<{template}>(rows, {in_features}, {x}, {stride}, {smooth}, {float(shift)!r}f, "
+            f"svdq::{function}(rows, {in_features}, {x}, {stride}, {smooth}, {shift!r}f, "
             f"{x}, {stride}, {codes} + row_begin * {in_features}, "
-            f"{scale} + row_begin * {in_features // int(group)});"
+            f"{scale} + row_begin * {groups}{more});"
         )
         if rank:
             lines += self._project_down(lora_down, x, in_features, stride, rank, low)

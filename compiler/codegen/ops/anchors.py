@@ -8,7 +8,18 @@ CONVOLUTION = "aten.convolution.default"
 BMM = "aten.bmm.default"
 QUANTIZE_S4 = "svdq.quantize_s4.default"
 LINEAR_S4 = "svdq.linear_s4.default"
+QUANTIZE = "svdq.quantize.default"
+LINEAR_CODED = "svdq.linear_coded.default"
+LINEAR_W = "svdq.linear_w.default"
 
-declare("anchor", LINEAR, ATTENTION, CONVOLUTION, BMM, LINEAR_S4)
+QUANTIZERS = (QUANTIZE_S4, QUANTIZE)
+FLOAT_LINEARS = (LINEAR, LINEAR_W)
+"""They read rows of floats, which their own kernel may compute."""
+CODED_LINEARS = (LINEAR_S4, LINEAR_CODED)
+"""They read what a quantizer left in memory."""
+LINEARS = (*FLOAT_LINEARS, *CODED_LINEARS)
+WEIGHT_OPERAND = {LINEAR: 1, LINEAR_W: 1, LINEAR_S4: 3, LINEAR_CODED: 3}
+
+declare("anchor", *LINEARS, ATTENTION, CONVOLUTION, BMM)
 # A quantization is the end of a row program: it fuses into the region that computes its rows.
-declare("rows", QUANTIZE_S4)
+declare("rows", *QUANTIZERS)

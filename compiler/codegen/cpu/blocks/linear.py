@@ -6,15 +6,15 @@ from svdqc.compiler.codegen.cpu.blocks.parts import (
     bias_context,
     column_context,
     headers,
+    input_rows,
     result_tile,
     uses_quantize,
 )
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
-from svdqc.compiler.codegen.printing.operands import direct_rows, weight_source
+from svdqc.compiler.codegen.printing.operands import weight_source
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
-from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.ir.rewrite import argument
 
 
@@ -27,18 +27,7 @@ def linear(
     out_features, in_features = (int(s) for s in weight.meta["val"].shape)  # type: ignore[union-attr]
     storage = printer.storages.packed(weight_source(weight), "gemm_n16")  # type: ignore[arg-type]
     declaration, ldo = result_tile(printer, block, out_features)
-    declarations, before = [declaration], []
-    rows = direct_rows(program, printer, x)  # type: ignore[arg-type]
-    if rows is not None:
-        pointer, ldx = rows
-    else:
-        stride = in_features + 16
-        offset = printer.scratch.take(IntExpr.of(stride * block.rows * 4))
-        declarations.append(
-            f"float* const x_rows = reinterpret_cast<float*>(scratch + {params.scalar(offset)});"
-        )
-        before = printer.gather(x, "x_rows", str(stride))  # type: ignore[arg-type]
-        pointer, ldx = "x_rows", str(stride)
+    pointer, ldx, declarations, before = input_rows(program, printer, block, x, in_features)  # type: ignore[arg-type]
     columns, num_tasks = column_context(program, block, out_features)
     context = {
         "out_features": out_features,
@@ -57,5 +46,5 @@ def linear(
         num_tasks,
         headers("gemm_f32.h", *uses_quantize(program)),
         before,
-        declarations,
+        [declaration, *declarations],
     )

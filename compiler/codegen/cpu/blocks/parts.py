@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.fx import Node
+
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.backend import Block
-from svdqc.compiler.codegen.printing.operands import stored_kind, weight_source
+from svdqc.compiler.codegen.printing.operands import direct_rows, stored_kind, weight_source
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr
@@ -39,8 +41,24 @@ def column_context(
 
 
 def uses_quantize(program: RowProgram) -> list[str]:
-    found = any(str(n.target) == anchors.QUANTIZE_S4 for n in program.region.nodes)
-    return ["quantize_s4.h"] if found else []
+    """Headers of the quantizations at the end of a region."""
+    targets = {str(n.target) for n in program.region.nodes}
+    found = ["quantize_s4.h"] if anchors.QUANTIZE_S4 in targets else []
+    return [*found, *(["quantize_formats.h"] if anchors.QUANTIZE in targets else [])]
+
+
+def input_rows(
+    program: RowProgram, printer: StatementPrinter, block: Block, x: Node, in_features: int
+) -> tuple[str, str, list[str], list[str]]:
+    """Where a float linear's input rows lie: pointer, row stride; declarations and statements that put them there."""
+    rows = direct_rows(program, printer, x)
+    if rows is not None:
+        return *rows, [], []
+    stride = in_features + 16
+    offset = printer.scratch.take(IntExpr.of(stride * block.rows * 4))
+    place = f"scratch + {printer.params.scalar(offset)}"
+    declaration = f"float* const x_rows = reinterpret_cast<float*>({place});"
+    return "x_rows", str(stride), [declaration], printer.gather(x, "x_rows", str(stride))
 
 
 def bias_context(printer: StatementPrinter, bias: Any) -> dict[str, str]:

@@ -37,7 +37,7 @@ def plan_block(program: RowProgram) -> Block:
     width = max(
         region.layout.inner_elements(n).upper() for n in region.nodes if n in region.layout.axes
     )
-    if target in (anchors.LINEAR, anchors.LINEAR_S4):
+    if target in anchors.LINEARS:
         few = rows.upper() <= 4 * ROWS_IN_TILE
         if few and tiles_columns(region.nodes, region.stored, anchor, region.layout):
             return Block(min(rows.upper(), 4 * ROWS_IN_TILE), COLUMN_BLOCK)

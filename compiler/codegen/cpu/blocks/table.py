@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from svdqc.compiler.codegen.cpu.blocks.attention import attention
 from svdqc.compiler.codegen.cpu.blocks.bmm import bmm
+from svdqc.compiler.codegen.cpu.blocks.coded import linear_coded
 from svdqc.compiler.codegen.cpu.blocks.convolution import convolution
 from svdqc.compiler.codegen.cpu.blocks.linear import linear
 from svdqc.compiler.codegen.cpu.blocks.linear_s4 import linear_s4
 from svdqc.compiler.codegen.cpu.blocks.rows import rows
+from svdqc.compiler.codegen.cpu.blocks.weight_only import linear_w
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
@@ -20,6 +22,8 @@ BLOCKS: dict[str | None, Callable[[RowProgram, StatementPrinter, Params, Block],
     None: rows,  # no anchor
     anchors.LINEAR: linear,
     anchors.LINEAR_S4: linear_s4,
+    anchors.LINEAR_CODED: linear_coded,
+    anchors.LINEAR_W: linear_w,
     anchors.ATTENTION: attention,
     anchors.CONVOLUTION: convolution,
     anchors.BMM: bmm,

@@ -28,6 +28,13 @@
 #include "svdq_cpu/quantize_s4.h"
 
 namespace svdq {
+
+/* Where a group of E2M1 may send its largest magnitude:
+ * svdqc.compiler.quantize.formats.E2M1_RANGES. */
+constexpr float kE2m1Six[] = {6.0f};
+constexpr float kE2m1FourOverSix[] = {6.0f, 4.0f};
+constexpr float kE2m1BestOfThree[] = {6.0f, 4.0f, 6.5f};
+
 namespace detail {
 
 /* x_hat of one row. */
