@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import pytest
 from tests.cuda import host_kernels
@@ -11,13 +11,14 @@ from tests.cuda.sass import Sass
 GateLoop = Callable[..., None]
 
 
-@pytest.fixture(autouse=True)
-def _count_launches(record_property: Callable[[str, object], None]) -> Iterator[None]:
-    """Launches on the host back end, for the summary (tests/cuda/summary.py)."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Count launches on the host back end, for the summary (tests/cuda/summary.py)."""
     before = host_kernels.num_launches
-    yield
+    result = yield
     if host_kernels.num_launches != before:
-        record_property("host_launches", host_kernels.num_launches - before)
+        item.user_properties.append(("host_launches", host_kernels.num_launches - before))
+    return result
 
 
 @pytest.fixture
