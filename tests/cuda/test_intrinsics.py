@@ -62,6 +62,7 @@ def test_exchange(kernels: HostKernels, schedule: int, os_threads: int) -> None:
     total = sums[:, 0] + sums[:, 32] + sums[:, 64] + sums[:, 96]
     handed = np.zeros((grid, 128), np.float32)
     handed[:, :32] = (warps[:, 1] + 1) + (warps[:, 2] + 1) + (warps[:, 3] + 1)
+    handed += x.reshape(grid, 2, 64)[..., ::-1].reshape(grid, 128)
     expected = [
         lanes((lane * 5 + 3) % 32),
         lanes(lane ^ 9),

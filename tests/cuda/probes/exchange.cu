@@ -51,5 +51,15 @@ SVDQ_CUDA_KERNEL(exchange, 128, 2, 128 * 4, 4, 0) {
   bits[0 * 128] = warp_ballot(x > 0);
   bits[1 * 128] = warp_any(x > 2) | warp_all(x > -2) << 1;
   bits[2 * 128] = cta_any(x > 3) | cta_any(false) << 1;
+#if defined(SVDQ_CUDA_HOST)
+  // The group operation that warpgroup intrinsics are made of: here, the group's threads reversed.
+  struct Operands {
+    float in, out;
+  } mine{x, 0};
+  host::group_collective("reverse", 64, mine, [](Operands** of) {
+    for (uint32_t i = 0; i < 64; ++i) of[i]->out = of[63 - i]->in;
+  });
+  out[11 * 128] += mine.out;
+#endif
   *wide = lanes_sum(static_cast<double>(x));
 }

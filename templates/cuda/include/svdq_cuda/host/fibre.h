@@ -50,6 +50,37 @@ inline void warp_collective(const char* what, Operands& mine, Compute&& compute,
   here.release(warp, mask & ~(1u << lane));
 }
 
+// The same for an aligned group of several warps, such as a warpgroup (num_threads 128): compute
+// gets num_threads pointers, by thread of the group.
+template <typename Operands, typename Compute>
+inline void group_collective(const char* what, uint32_t num_threads, Operands& mine,
+                             Compute&& compute) {
+  Cta& here = cta();
+  const uint32_t first = here.current / num_threads * num_threads;
+  if (num_threads % kWarp != 0 || first + num_threads > here.num_threads) {
+    here.fail(std::string(what) + ": no whole group of " + std::to_string(num_threads));
+  }
+  GroupMeeting& meeting = here.group_meetings[first / kWarp];
+  if (meeting.arrived == 0) {
+    meeting.what = what;
+    meeting.num_threads = num_threads;
+  } else if (strcmp(meeting.what, what) != 0 || meeting.num_threads != num_threads) {
+    here.fail(std::string("the group diverges: this thread is at ") + what + ", another at " +
+              meeting.what);
+  }
+  meeting.operands[here.current - first] = &mine;
+  if (++meeting.arrived != num_threads) {
+    here.wait(what);
+    return;
+  }
+  compute(reinterpret_cast<Operands**>(meeting.operands));
+  meeting.arrived = 0;
+  for (uint32_t warp = first / kWarp; warp < (first + num_threads) / kWarp; ++warp) {
+    const bool is_mine = warp == here.current / kWarp;
+    here.release(warp, is_mine ? ~(1u << here.current % kWarp) : kFullWarp);
+  }
+}
+
 // Wait until condition() holds; other threads of the CTA make it true.
 template <typename Condition>
 inline void wait_until(const char* what, const Condition& condition) {

@@ -58,6 +58,13 @@ struct Meeting {
   void* operands[kWarp];
 };
 
+// Threads of several warps that meet in one collective operation.
+struct GroupMeeting {
+  const char* what;
+  uint32_t arrived, num_threads;
+  void* operands[kMaxThreads];
+};
+
 struct Barrier {
   uint32_t expected, arrived;
   uint32_t waiting[kMaxWarps];
@@ -72,6 +79,7 @@ class Cta {
   uint32_t shared_bytes = 0;
   uint32_t current = 0;  // thread
   Meeting meetings[kMaxWarps][4];
+  GroupMeeting group_meetings[kMaxWarps];  // by first warp
   Barrier barriers[16];
   Thread threads[kMaxThreads];
   std::string error;
@@ -115,6 +123,7 @@ class Cta {
     memset(shared, kPoison, shared_bytes);
     memset(shared + shared_bytes, kGuard, kGuardBytes);
     memset(meetings, 0, sizeof meetings);
+    for (GroupMeeting& meeting : group_meetings) meeting.arrived = 0;
     memset(barriers, 0, sizeof barriers);
     memset(polling_, 0, sizeof polling_);
     ready_warps_ = num_warps == kMaxWarps ? ~0u : (1u << num_warps) - 1;
