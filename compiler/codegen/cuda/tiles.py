@@ -129,10 +129,12 @@ class Coded:
 
 @dataclass(frozen=True)
 class Floats:
-    """Products of f32 activations with float weights by svdq::FloatGemm. products: 16-bit ones for each."""
+    """Products of f32 activations with float weights by svdq::FloatGemm. products: 16-bit ones for each;
+    warp_tiles: of 16 rows that a warp has registers for."""
 
     w_bytes: int
     products: int
+    warp_tiles: int = 4
 
     bk = 32
 
@@ -140,13 +142,16 @@ class Floats:
         return tile.rows * (self.bk + 8) * 4
 
     def fits(self, tile: Tile) -> bool:
-        return tile.rows % (tile.threads // 8) == 0 and tile.rows % (tile.threads // 32) == 0
+        of_warp = tile.rows // (16 * tile.warps_m)
+        return of_warp <= self.warp_tiles and tile.rows % (tile.threads // 8) == 0
 
     def clocks(self, tile: Tile, target: CudaTarget) -> float:
         """For 64 k."""
         rates = RATES[target.arch]
         results = tile.rows * tile.columns
-        splits = 4 * 3 * tile.rows * 16 * tile.warps_n / 32  # instructions, in every column of warps
+        splits = (
+            4 * 3 * tile.rows * 16 * tile.warps_n / 32
+        )  # instructions, in every column of warps
         issued = results / (16 * 8) * 4 * self.products * 1.5 + splits
         return max(
             results * 64 * self.products / rates.half,
@@ -155,7 +160,9 @@ class Floats:
         )
 
 
-def clocks(tile: Tile, product: Coded | Floats, target: CudaTarget, m: int, n: int, k: int) -> float:
+def clocks(
+    tile: Tile, product: Coded | Floats, target: CudaTarget, m: int, n: int, k: int
+) -> float:
     """What the model expects of a whole product of m x n over k."""
     shared = tile.shared_bytes(product.stage_bytes(tile))
     resident = target.max_ctas(tile.threads, shared, REGISTERS)

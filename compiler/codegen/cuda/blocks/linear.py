@@ -1,16 +1,48 @@
-"""A linear with float weights."""
+"""A linear with float weights, on 16-bit tensor cores: `cuda/gemm_float.cu.j2`."""
 
 from __future__ import annotations
 
-from svdqc.compiler.codegen.cuda.blocks.parts import bias_text
-from svdqc.compiler.codegen.cuda.blocks.product import Product, product_code, row_and_column_tasks
+from typing import Any
+
+from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
+    STORED,
+    math_of,
+    product_code,
+    tile_block,
+    tile_of,
+)
+from svdqc.compiler.codegen.cuda.tiles import Floats
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
-from svdqc.compiler.codegen.printing.operands import stored_kind, weight_source
+from svdqc.compiler.codegen.printing.operands import direct_rows, weight_source
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
+from svdqc.compiler.codegen.scalar import DTYPE_NAMES
 from svdqc.compiler.ir.rewrite import argument, operands
 from svdqc.compiler.targets.cuda import CudaTarget
+
+COPIED = 4
+"""Floats of one 16-byte copy."""
+
+
+def linear_block(program: RowProgram, target: CudaTarget) -> Block:
+    product, _, (out_features, in_features) = _product(program, target)
+    return tile_block(tile_of(target, program, product, out_features, in_features))
+
+
+def _product(program: RowProgram, target: CudaTarget) -> tuple[Floats, str, tuple[int, int]]:
+    """Floats, how weights are stored, [out_features, in_features]."""
+    anchor = program.region.anchor
+    assert anchor is not None
+    weight = operands(anchor)[1]
+    stored = DTYPE_NAMES[weight_source(weight).meta["val"].dtype]
+    out_features, in_features = (int(s) for s in weight.meta["val"].shape)
+    # hi and lo of x; of w too where one 16-bit float of this target does not hold it.
+    exact = stored == ("bf16" if math_of(target) == "Bf16Math" else "f16")
+    turing = math_of(target) == "F16Math"
+    two = exact or (turing and stored == "bf16")
+    product = Floats(4 if stored == "f32" else 2, 2 if two else 3, 2 if turing else 4)
+    return product, stored, (out_features, in_features)
 
 
 def linear(
@@ -23,25 +55,42 @@ def linear(
     anchor = program.region.anchor
     assert anchor is not None
     x, weight = operands(anchor)[:2]
-    out_features, in_features = (int(s) for s in weight.meta["val"].shape)
-    num_rows = program.region.layout.num_rows
-    lines, column_tasks = row_and_column_tasks(
-        block, params.scalar(num_rows, force=True), out_features
-    )
-    body, text, _ = printer.gathered_value(x, None, "")
-    storage = printer.storages[weight_source(weight)]
-    at = f"{printer.pointer(storage)}[column * {in_features} + ik]"
+    product, stored, (out_features, in_features) = _product(program, target)
+    tile = tile_of(target, program, product, out_features, in_features)
+    packed = printer.storages.packed(weight_source(weight), f"{stored}_mma")
+    context: dict[str, Any] = {
+        "gemm": f"svdq::FloatGemm<Tile, svdq::{math_of(target)}, svdq::Stored::{STORED[stored]}, {product.bk}>",
+        "in_features": in_features,
+        "w": printer.pointer(packed),
+        "x_rows": None,
+        "x": [],
+    }
+    rows = direct_rows(program, printer, x)
+    if rows is not None:
+        pointer, ldx = rows
+        context["x_rows"] = {
+            "x": pointer.replace("row_begin", "tile_row"),
+            "ldx": ldx,
+            "vector": "true" if _copies_16_bytes(pointer, ldx, in_features) else "false",
+        }
+    else:
+        body, text, _ = printer.gathered_value(x, None, "")
+        context["x"] = [*printer.decode_row([*body, text]), *body, f"return {text};"]
     return product_code(
+        "cuda/gemm_float.cu.j2",
         program,
         printer,
-        block,
-        Product(
-            lines,
-            num_rows.ceildiv(block.rows) * column_tasks,
-            str(in_features),
-            [*printer.decode_row([*body, text]), *body, f"return {text};"],
-            [f"return svdq::{stored_kind(storage)}::load({at});"],
-            bias_text(printer, argument(anchor, 2, "bias")),
-            {},
-        ),
+        params,
+        tile,
+        product,
+        out_features,
+        argument(anchor, 2, "bias"),
+        context,
     )
+
+
+def _copies_16_bytes(pointer: str, ldx: str, in_features: int) -> bool:
+    """Whether rows begin and end at multiples of 16 bytes; buffers do. pointer: "buffer + offset + row_begin * ldx"."""
+    offset = pointer.split(" + ")[1]
+    numbers = (offset, ldx, str(in_features))
+    return all(text.isdigit() and int(text) % COPIED == 0 for text in numbers)

@@ -1,16 +1,36 @@
-"""A 4-bit linear with its low-rank branch."""
+"""A 4-bit linear with its low-rank branch, on integer tensor cores: `cuda/gemm_int.cu.j2`."""
 
 from __future__ import annotations
 
-from svdqc.compiler.codegen.cuda.blocks.parts import bias_text
-from svdqc.compiler.codegen.cuda.blocks.product import Product, product_code, row_and_column_tasks
+from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
+    STORED,
+    math_of,
+    product_code,
+    tile_block,
+    tile_of,
+)
+from svdqc.compiler.codegen.cuda.tiles import Coded
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
-from svdqc.compiler.codegen.printing.operands import stored_kind
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import RANGES, StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.targets.cuda import CudaTarget
+
+
+def linear_s4_block(program: RowProgram, target: CudaTarget) -> Block:
+    product, (out_features, in_features) = _product(program, target)
+    return tile_block(tile_of(target, program, product, out_features, in_features))
+
+
+def _product(program: RowProgram, target: CudaTarget) -> tuple[Coded, tuple[int, int]]:
+    """4-bit codes on both sides; [out_features, in_features] of the weight."""
+    anchor = program.region.anchor
+    assert anchor is not None
+    _, _, _, w_codes, w_scale, _, _ = operands(anchor)
+    out_features, in_features = (int(s) for s in w_codes.meta["val"].shape)
+    group = in_features // int(w_scale.meta["val"].shape[-1])
+    return Coded(4, 4, group, "s4" in target.tensor_ops), (out_features, in_features)
 
 
 def linear_s4(
@@ -23,42 +43,39 @@ def linear_s4(
     anchor = program.region.anchor
     assert anchor is not None
     codes, scale, low, w_codes, w_scale, lora_up, bias = operands(anchor)
-    out_features, in_features = (int(s) for s in w_codes.meta["val"].shape)
-    groups, rank = int(w_scale.meta["val"].shape[-1]), int(lora_up.meta["val"].shape[1])
-    num_rows = program.region.layout.num_rows
-    lines, column_tasks = row_and_column_tasks(
-        block, params.scalar(num_rows, force=True), out_features
-    )
+    product, (out_features, in_features) = _product(program, target)
+    tile = tile_of(target, program, product, out_features, in_features)
+    unsigned = RANGES[str(operands(codes.args[0])[4])] == "Unsigned15"
+    kind = "S4" if product.native_s4 else "S4Widened"
+    rank = int(lora_up.meta["val"].shape[1])
     storages = printer.storages
-    kind = RANGES[str(operands(codes.args[0])[4])]
-    nibble = "nibble_u4" if kind == "Unsigned15" else "nibble_s4"
-    x_codes, x_scale = printer.pointer(storages[codes]), printer.pointer(storages[scale])
-    w = printer.pointer(storages[w_codes])  # a byte each, as they are
-    of_w = storages[w_scale]
-    scale_at = f"{printer.pointer(of_w)}[column * {groups} + g]"
-    branch = {
-        "group": in_features // groups,
-        "x_scale": f"{x_scale}[(row_begin + r) * {groups} + g]",
-        "w_scale": f"svdq::{stored_kind(of_w)}::load({scale_at})",
+    context = {
+        "gemm": f"svdq::IntGemm<Tile, svdq::{kind}<{str(unsigned).lower()}>, {product.group}, {product.bk}>",
+        "in_features": in_features,
+        "group": product.group,
+        "row_bytes": in_features // 2,
+        "x_codes": printer.pointer(storages[codes]),
+        "x_scale": printer.pointer(storages[scale]),
+        "w": printer.pointer(storages.packed(w_codes, "s4_mma")),
+        "w_scale": f"reinterpret_cast<const uint16_t*>({printer.pointer(storages.packed(w_scale, 'scale_mma'))})",
         "rank": rank,
     }
     if rank:
-        up = storages[lora_up]
-        branch["low"] = f"{printer.pointer(storages[low])}[(row_begin + r) * {rank} + j]"
-        up_at = f"{printer.pointer(up)}[column * {rank} + j]"
-        branch["lora_up"] = f"svdq::{stored_kind(up)}::load({up_at})"
-    row = f"{x_codes} + (row_begin + r) * {in_features // 2}"
+        stored = storages[lora_up].dtype
+        context.update(
+            low=printer.pointer(storages[low]),
+            lora_up=printer.pointer(storages.packed(lora_up, f"{stored}_mma")),
+            lora_stored=STORED[stored],
+            math=math_of(target),
+        )
     return product_code(
+        "cuda/gemm_int.cu.j2",
         program,
         printer,
-        block,
-        Product(
-            lines,
-            num_rows.ceildiv(block.rows) * column_tasks,
-            str(in_features),
-            [f"return svdq::{nibble}({row}, ik);"],
-            [f"return static_cast<float>({w}[column * {in_features} + ik]);"],
-            bias_text(printer, bias),
-            branch,
-        ),
+        params,
+        tile,
+        product,
+        out_features,
+        bias,
+        context,
     )

@@ -1,0 +1,69 @@
+"""Products on tensor cores, `cuda/gemm.cu.j2`: what 4-bit and float linears have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from svdqc.compiler.codegen.cuda.blocks.parts import bias_text, headers
+from svdqc.compiler.codegen.cuda.tiles import Coded, Floats, Tile, choose_tile
+from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import StatementPrinter
+from svdqc.compiler.codegen.rowprogram import RowProgram
+from svdqc.compiler.ir.intexpr import IntExpr
+from svdqc.compiler.targets.cuda import CudaTarget
+
+STORED = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
+
+
+def math_of(target: CudaTarget) -> str:
+    """Which 16-bit products stand in for those of floats (gemm_float_math.h)."""
+    return "Bf16Math" if "bf16" in target.tensor_ops else "F16Math"
+
+
+def tile_of(
+    target: CudaTarget, program: RowProgram, product: Coded | Floats, n: int, k: int
+) -> Tile:
+    return choose_tile(target, product, program.region.layout.num_rows.upper(), n, k)
+
+
+def tile_block(tile: Tile) -> Block:
+    return Block(tile.rows, tile.columns, tile.threads)
+
+
+def product_code(
+    template: str,
+    program: RowProgram,
+    printer: StatementPrinter,
+    params: Params,
+    tile: Tile,
+    product: Coded | Floats,
+    out_features: int,
+    bias: Any,
+    context: dict[str, Any],
+) -> AnchorCode:
+    """The anchor's code; `context` has what `template` needs beside what is common."""
+    gemm_bytes = tile.shared_bytes(product.stage_bytes(tile))
+    offset = printer.scratch.take(IntExpr.of(gemm_bytes))
+    printer.tile = ("tile", str(tile.ld), "col_begin")
+    column_tasks = -(-out_features // tile.columns)
+    num_rows = program.region.layout.num_rows
+    whole = {
+        "tile": tile.cpp,
+        "gemm_bytes": gemm_bytes,
+        "out_features": out_features,
+        "column_tasks": column_tasks,
+        "bias": "" if bias is None else bias_text(printer, bias),
+        "rank": 0,
+        **context,
+    }
+    files = ["gemm_low_rank.h"] if whole["rank"] else []
+    name = "gemm_int.h" if isinstance(product, Coded) else "gemm_float.h"
+    return AnchorCode(
+        template,
+        whole,
+        num_rows.ceildiv(tile.rows) * column_tasks,
+        headers(program, name, *files),
+        [],
+        [f"char* const gemm_memory = scratch + {params.scalar(offset)};"],
+    )
