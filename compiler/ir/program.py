@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.fx import GraphModule
@@ -59,6 +60,15 @@ class Program:
     dims: dict[str, Dim] = field(default_factory=dict)
     origin: str = ""
     name: str = "model"
+
+    def copy(self) -> Program:
+        """The same program, to be rewritten apart: what passes do to it, weights they derive included, stays its own."""
+        graph = deepcopy(self.graph_module.graph)
+        return replace(
+            self,
+            graph_module=GraphModule(self.graph_module, graph),
+            weights=LayeredWeights(self.weights),
+        )
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Execute the graph with PyTorch, reading each weight when it is first used.
