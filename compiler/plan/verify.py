@@ -20,6 +20,7 @@ from svdqc.compiler.plan.records import DTYPES, KernelEntry, Launch, Plan, Tenso
 ARENA_ALIGNMENT = 64
 MAX_ARENA_BYTES, MAX_SCRATCH_BYTES, MAX_TASKS = 1 << 46, 1 << 36, 1 << 40
 MAX_THREADS, MAX_SHARED_BYTES = 1024, 1 << 20
+MAX_BLOCKS, MAX_PARAM_WORDS = (1 << 31) - 1, 512
 ITEM_BYTES = dict(zip(DTYPES, (4, 8, 2, 2, 1, 1, 2, 4, 8, 1), strict=True))
 _MAX_CORNER_DIMS = 8
 
@@ -35,6 +36,8 @@ def verify_plan(plan: Plan, tensor_bytes: Sequence[int] | None = None) -> None:
     _check_buffers(plan, tensor_bytes)
     _check_ranges(plan)
     _check_access(plan)
+    if any(kernel.threads for kernel in plan.kernels):
+        _check_grids(plan)
     _check_overlaps(plan)
 
 
@@ -73,6 +76,21 @@ def _check_shape(kernel: KernelEntry, on_gpu: bool) -> None:
         raise PlanRangeError(kernel.name, f"{threads} threads")
     if not 0 <= shared_bytes <= (MAX_SHARED_BYTES if on_gpu else 0):
         raise PlanRangeError(kernel.name, f"{shared_bytes} bytes of shared memory")
+
+
+def _check_grids(plan: Plan) -> None:
+    """On a GPU a launch is one grid without scratch, and a kernel's block of parameters has one size."""
+    sizes: dict[int, tuple[int, int]] = {}
+    for i, launch in enumerate(plan.launches):
+        if launch.num_tasks.upper() > MAX_BLOCKS:
+            raise PlanRangeError(launch_name(plan, i), "more tasks than a grid has blocks")
+        if launch.scratch_bytes.upper() > 0:
+            raise PlanRangeError(launch_name(plan, i), "scratch, which GPUs have not")
+        size = len(launch.args), len(launch.scalars)
+        if sum(size) > MAX_PARAM_WORDS:
+            raise PlanRangeError(launch_name(plan, i), "more arguments than fit 4 KiB")
+        if sizes.setdefault(launch.kernel, size) != size:
+            raise PlanFormatError(launch_name(plan, i), "not as many arguments as before")
 
 
 def _check_expressions(plan: Plan) -> None:

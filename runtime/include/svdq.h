@@ -41,7 +41,7 @@ typedef enum svdq_status {
   SVDQ_MALFORMED = 5,       /* the manifest breaks a rule of the format */
   SVDQ_NEWER_VERSION = 6,   /* written by a newer svdqc */
   SVDQ_UNKNOWN_FEATURE = 7, /* needs a feature this runtime does not have */
-  SVDQ_WRONG_MACHINE = 8,   /* no variant in the file runs on this CPU */
+  SVDQ_WRONG_MACHINE = 8,   /* no variant in the file runs on this CPU or GPU */
   SVDQ_NO_MEMORY = 9,
   SVDQ_UNTRUSTED = 10,    /* the code in the file was not compiled here, and no trust was given */
   SVDQ_BAD_PLAN = 11,     /* a plan that would leave its buffers, or is not a plan */
@@ -49,7 +49,9 @@ typedef enum svdq_status {
   SVDQ_BAD_ARGUMENT = 13, /* a call that breaks this header's rules */
   SVDQ_BAD_INPUT = 14,    /* a tensor's name, dtype, shape or memory is not what the model takes */
   SVDQ_BAD_DIM = 15,      /* a named dim is outside its range, or two inputs disagree about it */
-  SVDQ_INTERNAL = 16
+  SVDQ_INTERNAL = 16,
+  SVDQ_NO_DEVICE = 17,    /* no such GPU, no driver, or one that is too old */
+  SVDQ_DEVICE_FAILED = 18 /* the GPU or its driver reported an error */
 } svdq_status;
 
 typedef enum svdq_dtype {
@@ -68,18 +70,25 @@ typedef enum svdq_dtype {
 enum {                      /* flags of svdq_open */
        SVDQ_TRUST_CODE = 1, /* run the file's code though it was compiled elsewhere */
        SVDQ_INSPECT_ONLY =
-           2, /* check and describe; never load code, no sessions; works for any CPU's file */
+           2, /* check and describe; never load code, no sessions; works for any machine's file */
        SVDQ_CHECK_ALL_WEIGHTS =
-           4 /* hash the weights too, whatever their size (small files always are) */
+           4, /* hash the weights too, whatever their size (small files always are) */
+       SVDQ_GPU =
+           8 /* for sessions on GPUs: code for the CPU is not loaded, nor need there be any */
 };
 
 typedef enum svdq_direction { SVDQ_INPUT = 0, SVDQ_OUTPUT = 1 } svdq_direction;
+
+/* Added to svdq_tensor.dtype: `data` points to memory of the session's GPU, which kernels then use
+ * itself (through a copy on that GPU where it is not 16-aligned). Without it, memory of the host.
+ */
+enum { SVDQ_ON_DEVICE = 0x100 };
 
 /* A tensor the caller owns: dense, row-major, aligned to its dtype. */
 typedef struct svdq_tensor {
   const char* name; /* NULL: the port at the same position */
   void* data;
-  int32_t dtype; /* svdq_dtype */
+  int32_t dtype; /* svdq_dtype, perhaps with SVDQ_ON_DEVICE */
   int32_t ndim;
   int64_t shape[SVDQ_MAX_RANK];
 } svdq_tensor;
@@ -94,10 +103,15 @@ typedef struct svdq_port {
   int64_t hi[SVDQ_MAX_RANK];
 } svdq_port;
 
+/* Zero means the default of every field; a program that was built before a field was added passes a
+ * smaller struct_size, and gets its default. */
 typedef struct svdq_session_options {
   uint32_t struct_size; /* sizeof(svdq_session_options) */
-  uint32_t threads;     /* 0: as many as this process may use */
+  uint32_t threads;     /* of the CPU; 0: as many as this process may use */
   uint32_t profile;     /* 1: time each launch */
+  uint32_t no_graphs;   /* 1: on GPUs, never gather launches into a CUDA graph */
+  const char* device;   /* NULL: "cpu"; "cuda:1": that GPU; "cuda": the first; "auto": a GPU if one
+                           runs the file, else the CPU */
 } svdq_session_options;
 
 typedef struct svdq_launch_time {
@@ -106,11 +120,16 @@ typedef struct svdq_launch_time {
   double microseconds;
 } svdq_launch_time;
 
-/* "svdq 0.1.0 (container 1.0, plan 1)". */
+/* "svdq 0.1.0 (container 1.0, plan 2)". */
 SVDQ_API const char* svdq_version(void);
 
 /* This CPU's instruction sets, as `isa_features` spells them, separated by spaces. */
 SVDQ_API const char* svdq_cpu_features(void);
+
+/* The GPUs that sessions can be made on, as JSON: {"driver": "13.0", "gpus": [{"device": "cuda:0",
+ * "name": …, "compute_capability": "9.0", "target": "cuda:sm_90a", "memory_bytes": …}], "reason":
+ * why there are none, or ""}. Valid until the next call on this thread. */
+SVDQ_API const char* svdq_gpus(void);
 
 /* Why the last failing call on this thread failed: "[where] 'what': found; do this." Valid until
  * the next failure. */
@@ -128,10 +147,11 @@ SVDQ_API const char* svdq_describe(const svdq_model* model);
 SVDQ_API svdq_status svdq_get_port(const svdq_model* model, svdq_direction direction, size_t index,
                                    svdq_port* port);
 
-/* Hash every section and prove every CPU plan in the file. */
+/* Hash every section and prove every plan in the file. */
 SVDQ_API svdq_status svdq_verify(const svdq_model* model);
 
-/* options may be NULL. Reserves the memory of the largest dims. */
+/* options may be NULL. Reserves the memory of the largest dims. On a GPU the weights go there in
+ * the background; sessions of one model on one GPU share them. */
 SVDQ_API svdq_status svdq_session_create(svdq_model* model, const svdq_session_options* options,
                                          svdq_session** session);
 SVDQ_API void svdq_session_destroy(svdq_session* session);
@@ -145,6 +165,14 @@ SVDQ_API svdq_status svdq_output_shapes(svdq_session* session, const svdq_tensor
 /* Run. Every input and every output must be given, in any order when named. Allocates nothing. */
 SVDQ_API svdq_status svdq_run(svdq_session* session, const svdq_tensor* inputs, size_t num_inputs,
                               const svdq_tensor* outputs, size_t num_outputs);
+
+/* Run in the order of a CUDA stream (CUstream, cudaStream_t) of the session's GPU: after what is in
+ * it, before what is added to it later. Returns at once if all outputs are on the device; tensors
+ * must live until the stream has passed the run. CU_STREAM_LEGACY, (void*)1, is the default stream;
+ * NULL does what svdq_run does. */
+SVDQ_API svdq_status svdq_run_on_stream(svdq_session* session, void* stream,
+                                        const svdq_tensor* inputs, size_t num_inputs,
+                                        const svdq_tensor* outputs, size_t num_outputs);
 
 /* The launches of the last run, in order. Needs options.profile. Valid until the next run of this
  * session. */

@@ -1,8 +1,10 @@
 // The C interface: nothing is thrown past this file.
+#include <algorithm>
 #include <cstring>
 #include <new>
 
 #include "cpu.h"
+#include "device.h"
 #include "error.h"
 #include "model.h"
 #include "session.h"
@@ -11,12 +13,15 @@ struct svdq_model {
   std::shared_ptr<const svdq::Model> model;
 };
 struct svdq_session {
-  svdq::Session session;
+  std::unique_ptr<svdq::Session> session;
 };
 
 namespace {
 
 thread_local std::string last_error;
+
+constexpr uint32_t kFirstOptionsSize = 12;  // struct_size, threads, profile
+constexpr uint32_t kMaxOptionsSize = 4096;
 
 template <class Body>
 svdq_status guarded(Body body) noexcept {
@@ -47,12 +52,18 @@ void require(bool condition, const char* call, const char* what) {
 
 }  // namespace
 
-const char* svdq_version(void) { return "svdq " SVDQ_VERSION_TEXT " (container 1.0, plan 1)"; }
+const char* svdq_version(void) { return "svdq " SVDQ_VERSION_TEXT " (container 1.0, plan 2)"; }
 
 const char* svdq_cpu_features(void) {
   const char* text = "";
   guarded([&] { text = svdq::cpu_features_text().c_str(); });
   return text;
+}
+
+const char* svdq_gpus(void) {
+  thread_local std::string text;
+  guarded([&] { text = svdq::describe_gpus(); });
+  return text.c_str();
 }
 
 const char* svdq_last_error(void) { return last_error.c_str(); }
@@ -61,8 +72,8 @@ svdq_status svdq_open(const char* path, uint32_t flags, svdq_model** model) {
   return guarded([&] {
     require(path != nullptr && model != nullptr, "open", "a null pointer");
     *model = nullptr;
-    require((flags & ~7u) == 0, "open", "unknown flags");
-    *model = new svdq_model{svdq::open_model(path, flags)};
+    require((flags & ~15u) == 0, "open", "unknown flags");
+    *model = new svdq_model{std::make_shared<const svdq::Model>(path, flags)};
   });
 }
 
@@ -76,7 +87,7 @@ svdq_status svdq_get_port(const svdq_model* model, svdq_direction direction, siz
                           svdq_port* port) {
   return guarded([&] {
     require(model != nullptr && port != nullptr, "get_port", "a null pointer");
-    const svdq::Plan& plan = model->model->plan;
+    const svdq::Plan& plan = *model->model->plan;
     const auto& ports = direction == SVDQ_INPUT ? plan.inputs : plan.outputs;
     require(index < ports.size(), "get_port", "no such port");
     const svdq::Port& found = ports[index];
@@ -103,15 +114,19 @@ svdq_status svdq_session_create(svdq_model* model, const svdq_session_options* o
   return guarded([&] {
     require(model != nullptr && session != nullptr, "session_create", "a null pointer");
     *session = nullptr;
-    svdq_session_options chosen = {sizeof chosen, 0, 0};
+    svdq_session_options chosen = {};
     if (options != nullptr) {
-      require(options->struct_size == sizeof chosen, "session_create",
+      const uint32_t size = options->struct_size;
+      require(size >= kFirstOptionsSize && size <= kMaxOptionsSize, "session_create",
               "struct_size is not sizeof(svdq_session_options)");
-      chosen = *options;
+      std::memcpy(&chosen, options, std::min<size_t>(size, sizeof chosen));
+      const char* bytes = reinterpret_cast<const char*>(options);
+      for (size_t i = sizeof chosen; i < size; ++i)
+        require(bytes[i] == 0, "session_create", "an option that this runtime does not have");
     }
-    require(model->model->code != nullptr, "session_create",
+    require(!model->model->inspect_only, "session_create",
             "the model was opened with SVDQ_INSPECT_ONLY");
-    *session = new svdq_session{svdq::Session(model->model, chosen.threads, chosen.profile != 0)};
+    *session = new svdq_session{svdq::make_session(model->model, chosen)};
   });
 }
 
@@ -123,17 +138,22 @@ svdq_status svdq_output_shapes(svdq_session* session, const svdq_tensor* inputs,
     require(session != nullptr && (inputs != nullptr || num_inputs == 0) &&
                 (outputs != nullptr || num_outputs == 0),
             "output_shapes", "a null pointer");
-    session->session.output_shapes(inputs, num_inputs, outputs, num_outputs);
+    session->session->output_shapes(inputs, num_inputs, outputs, num_outputs);
   });
 }
 
 svdq_status svdq_run(svdq_session* session, const svdq_tensor* inputs, size_t num_inputs,
                      const svdq_tensor* outputs, size_t num_outputs) {
+  return svdq_run_on_stream(session, nullptr, inputs, num_inputs, outputs, num_outputs);
+}
+
+svdq_status svdq_run_on_stream(svdq_session* session, void* stream, const svdq_tensor* inputs,
+                               size_t num_inputs, const svdq_tensor* outputs, size_t num_outputs) {
   return guarded([&] {
     require(session != nullptr && (inputs != nullptr || num_inputs == 0) &&
                 (outputs != nullptr || num_outputs == 0),
             "run", "a null pointer");
-    session->session.run(inputs, num_inputs, outputs, num_outputs);
+    session->session->run(inputs, num_inputs, outputs, num_outputs, stream);
   });
 }
 
@@ -141,7 +161,7 @@ svdq_status svdq_profile(svdq_session* session, const svdq_launch_time** times, 
   return guarded([&] {
     require(session != nullptr && times != nullptr && num_times != nullptr, "profile",
             "a null pointer");
-    const auto& measured = session->session.profile();
+    const auto& measured = session->session->profile();
     *times = measured.data();
     *num_times = measured.size();
   });

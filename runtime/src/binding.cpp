@@ -68,7 +68,7 @@ size_t num_bytes(const svdq_tensor& tensor,
 }  // namespace
 
 void match_ports(const std::vector<Port>& ports, const char* direction, const svdq_tensor* tensors,
-                 size_t num_tensors, uint32_t* order) {
+                 size_t num_tensors, bool may_be_on_gpu, uint32_t* order) {
   std::fill_n(order, ports.size(), kMissing);
   for (uint32_t i = 0; i < num_tensors; ++i) {
     size_t p = i;
@@ -98,11 +98,15 @@ void match_ports(const std::vector<Port>& ports, const char* direction, const sv
            str("give every ", direction, ": ", names_text(ports)));
     }
     const svdq_tensor& tensor = tensors[order[p]];
-    if (tensor.dtype != port.dtype) {
-      const bool known = tensor.dtype >= SVDQ_F32 && tensor.dtype <= SVDQ_BOOL;
+    const int32_t dtype = tensor.dtype & ~SVDQ_ON_DEVICE;
+    if (is_on_device(tensor) && dtype == port.dtype && !may_be_on_gpu) {
+      fail(SVDQ_BAD_INPUT, "run", port.name, "it is in a GPU's memory, the session on the CPU",
+           "move it to the CPU, or make the session on that GPU");
+    }
+    if (dtype != port.dtype) {
+      const bool known = dtype >= SVDQ_F32 && dtype <= SVDQ_BOOL;
       fail(SVDQ_BAD_INPUT, "run", port.name,
-           str("its dtype is ",
-               known ? dtype_name(static_cast<svdq_dtype>(tensor.dtype)) : "unknown"),
+           str("its dtype is ", known ? dtype_name(static_cast<svdq_dtype>(dtype)) : "unknown"),
            str("the model takes ", dtype_name(port.dtype), "; convert it"));
     }
     if (tensor.ndim != static_cast<int32_t>(port.shape.size())) {

@@ -113,22 +113,23 @@ struct KernelNode {
   X(event_destroy, cuEventDestroy_v2, (Event event))                                              \
   X(event_record, cuEventRecord, (Event event, Stream stream))                                    \
   X(event_synchronize, cuEventSynchronize, (Event event))                                         \
-  X(event_elapsed, cuEventElapsedTime, (float* milliseconds, Event begin, Event end))             \
-  X(graph_create, cuGraphCreate, (Graph * graph, unsigned flags))                                 \
-  X(graph_destroy, cuGraphDestroy, (Graph graph))                                                 \
-  X(graph_add_kernel, cuGraphAddKernelNode,                                                       \
-    (GraphNode * node, Graph graph, const GraphNode* dependencies, size_t num_dependencies,       \
-     const KernelNode* kernel))                                                                   \
-  X(graph_instantiate, cuGraphInstantiateWithFlags,                                               \
-    (GraphExec * exec, Graph graph, unsigned long long flags))                                    \
-  X(graph_exec_destroy, cuGraphExecDestroy, (GraphExec exec))                                     \
-  X(graph_exec_set_kernel, cuGraphExecKernelNodeSetParams,                                        \
-    (GraphExec exec, GraphNode node, const KernelNode* kernel))                                   \
-  X(graph_launch, cuGraphLaunch, (GraphExec exec, Stream stream))
+  X(event_elapsed, cuEventElapsedTime, (float* milliseconds, Event begin, Event end))
 
-// Newer than the oldest driver we accept; null where it lacks them.
-#define SVDQ_CUDA_OPTIONAL_CALLS(X)         \
-  X(function_parameter, cuFuncGetParamInfo, \
-    (Function function, size_t index, size_t* offset, size_t* num_bytes))
+// Newer than the oldest driver that is accepted, or used only where they help; null where the
+// driver lacks them.
+#define SVDQ_CUDA_OPTIONAL_CALLS(X)                                                         \
+  X(function_parameter, cuFuncGetParamInfo,                                                 \
+    (Function function, size_t index, size_t* offset, size_t* num_bytes))                   \
+  X(graph_create, cuGraphCreate, (Graph * graph, unsigned flags))                           \
+  X(graph_destroy, cuGraphDestroy, (Graph graph))                                           \
+  X(graph_add_kernel, cuGraphAddKernelNode,                                                 \
+    (GraphNode * node, Graph graph, const GraphNode* dependencies, size_t num_dependencies, \
+     const KernelNode* kernel))                                                             \
+  X(graph_instantiate, cuGraphInstantiateWithFlags,                                         \
+    (GraphExec * exec, Graph graph, unsigned long long flags))                              \
+  X(graph_exec_destroy, cuGraphExecDestroy, (GraphExec exec))                               \
+  X(graph_exec_set_kernel, cuGraphExecKernelNodeSetParams,                                  \
+    (GraphExec exec, GraphNode node, const KernelNode* kernel))                             \
+  X(graph_launch, cuGraphLaunch, (GraphExec exec, Stream stream))
 
 }  // namespace svdq::cuda

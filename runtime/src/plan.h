@@ -14,6 +14,8 @@ constexpr uint32_t kPlanAbi = 2;
 constexpr size_t kMaxDims = 64, kMaxPorts = 4096;
 constexpr int64_t kMaxDimValue = int64_t{1} << 40;
 constexpr uint32_t kMaxBlockThreads = 1024, kMaxSharedBytes = 1u << 20;
+constexpr uint32_t kMaxParamWords =
+    512;  // arguments and scalars of a GPU's launch: 4 KiB, what every driver takes
 
 enum class BufferKind : uint32_t { input = 0, output = 1, weight = 2, arena = 3 };
 enum class Access : uint32_t { read = 0, write = 1, update = 2 };

@@ -44,6 +44,7 @@ class Verifier {
     find_binders();
     check_buffers();
     check_launches();
+    if (plan_.is_for_gpu()) check_gpu_launches();
     check_overlaps();
     check_corner([](const Dim& dim) { return dim.hi; });
     check_corner([](const Dim& dim) { return dim.lo; });
@@ -165,6 +166,25 @@ class Verifier {
     for (size_t o = 0; o < plan_.outputs.size(); ++o) {
       if (!output_written[o])
         bad(subject_, str("output '", plan_.outputs[o].name, "' is never written"));
+    }
+  }
+
+  // A grid holds 2^31 - 1 blocks; a kernel's block of parameters has one size.
+  void check_gpu_launches() const {
+    constexpr int64_t kMaxBlocks = INT32_MAX;
+    std::vector<const Launch*> first(plan_.kernels.size());
+    for (size_t i = 0; i < plan_.launches.size(); ++i) {
+      const Launch& launch = plan_.launches[i];
+      if (plan_.bounds[launch.num_tasks].hi > kMaxBlocks)
+        bad(subject_, str(launch_name(plan_, i), " has more tasks than a grid has blocks"));
+      if (plan_.bounds[launch.scratch_bytes].hi > 0)
+        bad(subject_, str(launch_name(plan_, i), " asks for scratch, which GPUs have not"));
+      if (launch.num_args > kMaxParamWords || launch.num_scalars > kMaxParamWords - launch.num_args)
+        bad(subject_, str(launch_name(plan_, i), " has more arguments than fit 4 KiB"));
+      const Launch*& other = first[launch.kernel];
+      if (other == nullptr) other = &launch;
+      if (other->num_args != launch.num_args || other->num_scalars != launch.num_scalars)
+        bad(subject_, str(launch_name(plan_, i), " has not as many arguments as before"));
     }
   }
 

@@ -76,7 +76,9 @@ def test_encode__round_trip() -> None:
 
 
 def gpu_plan(*kernels: KernelEntry) -> Plan:
-    return replace(tiny.make_plan(), kernels=kernels)
+    plan = tiny.make_plan()
+    launches = tuple(replace(launch, scratch_bytes=IntExpr.of(0)) for launch in plan.launches)
+    return replace(plan, kernels=kernels, launches=launches)
 
 
 SHAPED = gpu_plan(KernelEntry("scale", 128, 1024), KernelEntry("shift_sum", 1024, 227 << 10))
@@ -85,7 +87,8 @@ SHAPED = gpu_plan(KernelEntry("scale", 128, 1024), KernelEntry("shift_sum", 1024
 def test_encode__lowest_version_that_can_say_it() -> None:
     without, shaped = encode_plan(tiny.make_plan()), encode_plan(SHAPED)
     assert (without[8], shaped[8]) == (1, 2)
-    assert len(shaped) - len(without) == 2 * 8  # threads and shared bytes of two kernels
+    unshaped = encode_plan(gpu_plan(*tiny.make_plan().kernels))
+    assert len(shaped) - len(unshaped) == 2 * 8  # threads and shared bytes of two kernels
     assert decode_plan(shaped) == SHAPED
     verify_plan(SHAPED, [16, 4])
 

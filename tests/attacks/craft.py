@@ -28,6 +28,29 @@ PLAN_TABLES = {  # name -> record size
 }
 
 
+STATUS = [
+    "OK",
+    "NOT_FOUND",
+    "NOT_AN_ARTIFACT",
+    "TRUNCATED",
+    "ALTERED",
+    "MALFORMED",
+    "NEWER_VERSION",
+    "UNKNOWN_FEATURE",
+    "WRONG_MACHINE",
+    "NO_MEMORY",
+    "UNTRUSTED",
+    "BAD_PLAN",
+    "BAD_CODE",
+    "BAD_ARGUMENT",
+    "BAD_INPUT",
+    "BAD_DIM",
+    "INTERNAL",
+    "NO_DEVICE",
+    "DEVICE_FAILED",
+]
+
+
 @dataclass
 class Craft:
     """The parts of an artifact. `sections` holds their bytes, in the order of manifest["sections"]."""
@@ -105,11 +128,17 @@ def plan_table(plan: bytes, table: str) -> tuple[int, int]:
     """(offset, count) of a table."""
     counts = PLAN_HEADER.unpack_from(plan)[5:]
     at = PLAN_HEADER.size
-    for (name, size), count in zip(PLAN_TABLES.items(), counts, strict=True):
+    for name, count in zip(PLAN_TABLES, counts, strict=True):
         if name == table:
             return at, count
-        at += -(-count * size // 8) * 8
+        at += -(-count * record_bytes(plan, name) // 8) * 8
     raise KeyError(table)
+
+
+def record_bytes(plan: bytes, table: str) -> int:
+    """Kernels have the shape of a block from version 2 on."""
+    version = PLAN_HEADER.unpack_from(plan)[1]
+    return 16 if table == "kernels" and version > 1 else PLAN_TABLES[table]
 
 
 def poke(plan: bytes, table: str, row: int, at: int, value: int, form: str = "<I") -> bytes:
@@ -117,7 +146,7 @@ def poke(plan: bytes, table: str, row: int, at: int, value: int, form: str = "<I
     changed = bytearray(plan)
     offset, count = plan_table(plan, table)
     assert row < count
-    struct.pack_into(form, changed, offset + row * PLAN_TABLES[table] + at, value)
+    struct.pack_into(form, changed, offset + row * record_bytes(plan, table) + at, value)
     return bytes(changed)
 
 

@@ -2,10 +2,9 @@
 //
 //   probe open FILE...              one line per file: status, tab, message
 //   probe calls FILE                calls that break the interface's rules, and good ones between
-//   them probe fuzz FILE SEED SECONDS    mutates the file, its manifest and its plan (checksums
-//   made to match) until the
-//                                   time is over; prints how many of each were tried and how many
-//                                   were accepted
+//   them probe fuzz FILE SEED SECONDS    mutates the file, its manifest, its plan and a GPU's
+//                                   code (checksums made to match) until the time is over; prints
+//                                   how many of each were tried and how many were accepted
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "container.h"
+#include "cuda_code.h"
 #include "error.h"
 #include "plan_verify.h"
 #include "svdq.h"
@@ -93,6 +93,25 @@ class Fuzzer {
     }
   }
 
+  // The archive of a GPU variant; nothing to do for a CPU's code.
+  bool code() {
+    svdq::cuda::Arch arch;
+    const svdq::Variant& variant = container_.variants[0];
+    if (!svdq::cuda::parse_target(variant.target, &arch)) return false;
+    const svdq::Section& section = container_.sections[variant.code];
+    Bytes bytes(good_.begin() + static_cast<long>(section.offset),
+                good_.begin() + static_cast<long>(section.offset + section.size));
+    mutate(bytes, random_() % 4 == 0 ? 0 : 16, bytes.size());
+    if (random_() % 16 == 0) bytes.resize(random_() % bytes.size());
+    bytes.shrink_to_fit();  // so that a read behind the end is found
+    try {
+      svdq::cuda::read_archive(bytes.data(), bytes.size(), arch, "fuzz");
+      return true;
+    } catch (const svdq::Error&) {
+      return false;
+    }
+  }
+
  private:
   void mutate(Bytes& bytes, size_t begin, size_t end) {
     static constexpr uint8_t kInteresting[] = {0,   1,   0x7f, 0x80, 0xff, '"',
@@ -150,9 +169,26 @@ int bad_calls(const char* path) {
   REQUIRE(svdq_get_port(model, SVDQ_INPUT, 2, &port) == SVDQ_BAD_ARGUMENT);
   REQUIRE(svdq_get_port(model, SVDQ_INPUT, SIZE_MAX, &port) == SVDQ_BAD_ARGUMENT);
   REQUIRE(svdq_get_port(nullptr, SVDQ_INPUT, 0, &port) == SVDQ_BAD_ARGUMENT);
-  svdq_session_options options = {1, 0, 0};
+  svdq_session_options options = {1, 0, 0, 0, nullptr};
   REQUIRE(svdq_session_create(model, &options, &session) == SVDQ_BAD_ARGUMENT);
-  options = {sizeof options, 3, 1};
+  options = {sizeof options, 3, 1, 0, "tpu"};
+  REQUIRE(svdq_session_create(model, &options, &session) == SVDQ_BAD_ARGUMENT);
+  for (const char* device : {"", "cpu:0", "cuda:", "cuda:-1", "cuda:99999", "cuda:1x", "CUDA:0"}) {
+    options.device = device;
+    REQUIRE(svdq_session_create(model, &options, &session) == SVDQ_BAD_ARGUMENT);
+  }
+  options.device = "cuda:0";
+  REQUIRE(svdq_session_create(model, &options, &session) == SVDQ_NO_DEVICE);
+  struct {
+    svdq_session_options known;
+    uint64_t future;
+  } longer = {{sizeof longer, 3, 1, 0, "auto"}, 1};
+  REQUIRE(svdq_session_create(model, &longer.known, &session) == SVDQ_BAD_ARGUMENT);
+  longer.future = 0;  // an option of a newer header, left at its default
+  REQUIRE(svdq_session_create(model, &longer.known, &session) == SVDQ_OK);
+  svdq_session_destroy(session);
+  // A program built with the first header: the three fields are all there is.
+  options = {12, 3, 1, 77, reinterpret_cast<const char*>(1)};
   REQUIRE(svdq_session_create(model, &options, &session) == SVDQ_OK);
   svdq_close(model);  // the session keeps what it needs
 
@@ -189,6 +225,8 @@ int bad_calls(const char* path) {
       REQUIRE(run_with([=](auto* in, auto*) { in[1].shape[0] = size; }) == SVDQ_BAD_DIM);
       REQUIRE(run_with([=](auto*, auto* out) { out[1].shape[0] = size; }) == SVDQ_BAD_DIM);
     }
+    REQUIRE(run_with([](auto* in, auto*) { in[0].dtype |= SVDQ_ON_DEVICE; }) == SVDQ_BAD_INPUT);
+    REQUIRE(run_with([](auto*, auto* out) { out[0].dtype |= SVDQ_ON_DEVICE; }) == SVDQ_BAD_INPUT);
     REQUIRE(run_with([](auto* in, auto*) { in[0].data = nullptr; }) == SVDQ_BAD_INPUT);
     REQUIRE(run_with([](auto*, auto* out) { out[1].data = nullptr; }) == SVDQ_BAD_INPUT);
     REQUIRE(run_with([&](auto* in, auto*) {
@@ -232,13 +270,14 @@ int main(int argc, char** argv) {
   if (argc == 5 && std::strcmp(argv[1], "fuzz") == 0) {
     Fuzzer fuzzer(read_file(argv[2]), argv[2], static_cast<unsigned>(std::atoi(argv[3])));
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(argv[4]));
-    long tried[3] = {}, accepted[3] = {};
+    long tried[4] = {}, accepted[4] = {};
     while (std::chrono::steady_clock::now() < end) {
       ++tried[0], accepted[0] += fuzzer.file() ? 1 : 0;
       ++tried[1], accepted[1] += fuzzer.manifest() ? 1 : 0;
       for (int i = 0; i < 8; ++i) ++tried[2], accepted[2] += fuzzer.plan() ? 1 : 0;
+      for (int i = 0; i < 8; ++i) ++tried[3], accepted[3] += fuzzer.code() ? 1 : 0;
     }
-    for (int i = 0; i < 3; ++i) std::printf("%ld %ld\n", tried[i], accepted[i]);
+    for (int i = 0; i < 4; ++i) std::printf("%ld %ld\n", tried[i], accepted[i]);
     return 0;
   }
   std::fprintf(stderr, "usage: probe open FILE... | probe fuzz FILE SEED SECONDS\n");

@@ -61,7 +61,7 @@ def test_library__headers_stand_alone(tmp_path: Path, compiler: str, standard: s
 
 
 def test_library__names_itself_and_the_cpu() -> None:
-    assert re.fullmatch(r"svdq \S+ \(container 1\.0, plan 1\)", version())
+    assert re.fullmatch(r"svdq \S+ \(container 1\.0, plan 2\)", version())
     assert list(cpu_features()) == sorted(set(cpu_features()))
 
 

@@ -302,8 +302,8 @@ def test_load__mistakes(artifact: Path, tmp_path: Path) -> None:
         load(tmp_path / "nothing.svdq")
     with pytest.raises(ArtifactNotFound, match="not a regular file"):
         load(tmp_path)
-    with pytest.raises(UnknownDevice, match="'cuda'"):
-        load(artifact, device="cuda")
+    with pytest.raises(UnknownDevice, match="'tpu'"):
+        load(artifact, device="tpu")
     verify(artifact)
 
 

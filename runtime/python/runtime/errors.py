@@ -50,7 +50,7 @@ class UnknownFeature(RuntimeFailure):
 
 
 class WrongMachine(RuntimeFailure):
-    """No variant in the file runs on this CPU."""
+    """No variant in the file runs on this CPU or GPU."""
 
 
 class NotEnoughMemory(RuntimeFailure):
@@ -85,6 +85,14 @@ class InternalError(RuntimeFailure):
     """A mistake in svdqc itself."""
 
 
+class NoDevice(RuntimeFailure):
+    """No such GPU, no driver for it, or one that is too old."""
+
+
+class DeviceFailure(RuntimeFailure):
+    """The GPU or its driver reported an error."""
+
+
 BY_STATUS: dict[int, type[RuntimeFailure]] = dict(
     enumerate(
         (
@@ -104,6 +112,8 @@ BY_STATUS: dict[int, type[RuntimeFailure]] = dict(
             BadInput,
             BadDim,
             InternalError,
+            NoDevice,
+            DeviceFailure,
         ),
         start=1,
     )
@@ -123,10 +133,11 @@ class LibraryMissing(SvdqcError):
 
 
 class UnknownDevice(SvdqcError):
-    """A device this runtime has no back end for."""
+    """The name of no kind of device."""
 
     def __init__(self, device: str) -> None:
-        super().__init__("load", device, "this runtime runs on the CPU only", "use device='cpu'")
+        remedy = "use 'cpu', 'cuda:0' (or another number) or 'auto'"
+        super().__init__("load", device, "there is no such kind of device", remedy)
 
 
 class BadTensor(SvdqcError):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes as c
+import json
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from svdqc.runtime.errors import BY_STATUS, InternalError, LibraryMissing
 
 MAX_RANK = 8
-TRUST_CODE, INSPECT_ONLY, CHECK_ALL_WEIGHTS = 1, 2, 4
+ON_DEVICE = 0x100
+TRUST_CODE, INSPECT_ONLY, CHECK_ALL_WEIGHTS, GPU = 1, 2, 4, 8
 INPUT, OUTPUT = 0, 1
 BAD_ARGUMENT = 13
 DTYPES = ("f32", "f64", "f16", "bf16", "i8", "u8", "i16", "i32", "i64", "bool")
@@ -37,7 +40,13 @@ class Port(c.Structure):
 
 
 class SessionOptions(c.Structure):
-    _fields_ = [("struct_size", c.c_uint32), ("threads", c.c_uint32), ("profile", c.c_uint32)]
+    _fields_ = [
+        ("struct_size", c.c_uint32),
+        ("threads", c.c_uint32),
+        ("profile", c.c_uint32),
+        ("no_graphs", c.c_uint32),
+        ("device", c.c_char_p),
+    ]
 
 
 class LaunchTime(c.Structure):
@@ -48,6 +57,7 @@ _POINTER = c.c_void_p
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "svdq_version": (c.c_char_p, []),
     "svdq_cpu_features": (c.c_char_p, []),
+    "svdq_gpus": (c.c_char_p, []),
     "svdq_last_error": (c.c_char_p, []),
     "svdq_open": (c.c_int, [c.c_char_p, c.c_uint32, c.POINTER(_POINTER)]),
     "svdq_close": (None, [_POINTER]),
@@ -61,6 +71,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
         [_POINTER, c.POINTER(Tensor), c.c_size_t, c.POINTER(Tensor), c.c_size_t],
     ),
     "svdq_run": (c.c_int, [_POINTER, c.POINTER(Tensor), c.c_size_t, c.POINTER(Tensor), c.c_size_t]),
+    "svdq_run_on_stream": (
+        c.c_int,
+        [_POINTER, _POINTER, c.POINTER(Tensor), c.c_size_t, c.POINTER(Tensor), c.c_size_t],
+    ),
     "svdq_profile": (c.c_int, [_POINTER, c.POINTER(c.POINTER(LaunchTime)), c.POINTER(c.c_size_t)]),
 }
 
@@ -103,3 +117,10 @@ def version() -> str:
 def cpu_features() -> tuple[str, ...]:
     """This CPU's instruction sets, in the spelling of a variant's isa_features."""
     return tuple(library().svdq_cpu_features().decode().split())
+
+
+def gpus() -> dict[str, Any]:
+    """What CUDA devices there are: {"driver": "13.0", "gpus": [{"device": "cuda:0", "name", "compute_capability",
+    "target", "memory_bytes"}], "reason": why there are none}. Looks each time; a first look starts the driver."""
+    found: dict[str, Any] = json.loads(library().svdq_gpus())
+    return found

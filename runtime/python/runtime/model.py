@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as c
 import json
 import os
+import re
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ from svdqc.runtime.library import BAD_ARGUMENT as _PAST_THE_LAST
 from svdqc.runtime.library import (
     CHECK_ALL_WEIGHTS,
     DTYPES,
+    GPU,
     INPUT,
     INSPECT_ONLY,
+    ON_DEVICE,
     OUTPUT,
     TRUST_CODE,
     LaunchTime,
@@ -25,7 +28,15 @@ from svdqc.runtime.library import (
     check,
     library,
 )
-from svdqc.runtime.tensors import HostTensor, OutputKind, Outputs, dtype_index, flatten, read_tensor
+from svdqc.runtime.tensors import (
+    OutputKind,
+    Outputs,
+    TensorMemory,
+    dtype_index,
+    flatten,
+    read_tensor,
+    stream_for,
+)
 
 
 @dataclass(frozen=True)
@@ -82,21 +93,25 @@ class Session:
         constants: dict[str, Any],
         threads: int,
         profile: bool,
+        device: str = "cpu",
     ) -> None:
         self._handle = handle
+        self._gpu = gpu_index(device)
         self._ports = {port.name: port for port in inputs}
         self._constants = constants
         self._turn = threading.Lock()  # `close` waits for a call in another thread
         self._pointer = c.c_void_p()
         self._destroy = library().svdq_session_destroy
-        options = SessionOptions(c.sizeof(SessionOptions), max(0, threads), int(profile))
+        size = c.sizeof(SessionOptions)
+        options = SessionOptions(size, max(0, threads), int(profile), 0, device.encode())
         check(
             library().svdq_session_create(handle.pointer, c.byref(options), c.byref(self._pointer))
         )
 
     def __call__(self, num_outputs: int, /, **inputs: Any) -> Outputs:
         named = [(n, v) for n, v in flatten(inputs) if not self._is_compiled_in(n, v)]
-        tensors = [read_tensor(n, v, self._expected(n)) for n, v in named]
+        stream = stream_for((v for _, v in named), self._gpu)
+        tensors = [read_tensor(n, v, self._expected(n), self._gpu, stream) for n, v in named]
         arguments = _pack(tensors, [n for n, _ in named])
         results = (Tensor * num_outputs)()
         kind = OutputKind([v for _, v in named])
@@ -105,7 +120,13 @@ class Session:
             outputs = [kind.allocate(DTYPES[r.dtype], tuple(r.shape[: r.ndim])) for r in results]
             for result, output in zip(results, outputs, strict=True):
                 result.data = output.address
-            self._call("svdq_run", arguments, results)
+                if output.device is not None:
+                    result.dtype |= ON_DEVICE
+            if stream is None:
+                self._call("svdq_run", arguments, results)
+            else:
+                self._call("svdq_run_on_stream", arguments, results, before=(stream,))
+        kind.wait()
         return Outputs(
             (r.name.decode(), kind.finish(o)) for r, o in zip(results, outputs, strict=True)
         )
@@ -125,12 +146,12 @@ class Session:
     def _expected(self, name: str) -> str | None:
         return self._ports[name].dtype if name in self._ports else None
 
-    def _call(self, function: str, *arguments: Any) -> None:
-        """Call with the session and each array's length after it."""
+    def _call(self, function: str, *arguments: Any, before: tuple[Any, ...] = ()) -> None:
+        """Call with the session, what comes `before`, and each array with its length after it."""
         if not self._pointer:
             raise BadArgument("[run] 'session': it is closed; load the model again.")
         with_lengths = [part for array in arguments for part in (array, len(array))]
-        check(getattr(library(), function)(self._pointer, *with_lengths))
+        check(getattr(library(), function)(self._pointer, *before, *with_lengths))
 
     def profile(self) -> list[LaunchProfile]:
         """The launches of the last call, in order."""
@@ -164,7 +185,9 @@ class Model:
     out.sample
     """
 
-    def __init__(self, handle: _ModelHandle, threads: int, profile: bool) -> None:
+    def __init__(
+        self, handle: _ModelHandle, threads: int, profile: bool, device: str = "cpu"
+    ) -> None:
         self._handle = handle
         self._threads, self._profile = threads, profile
         self._description: dict[str, Any] = json.loads(library().svdq_describe(handle.pointer))
@@ -174,14 +197,19 @@ class Model:
             DimInfo(d["name"], d["lo"], d["hi"], d["multiple"]) for d in self._description["dims"]
         )
         constants = self._description["meta"].get("constants", {})
-        self._session = Session(handle, self.inputs, constants, threads, profile)
+        self.device = _resolve(device, self._description)
+        self._session = Session(handle, self.inputs, constants, threads, profile, self.device)
 
     def __call__(self, /, **inputs: Any) -> Outputs:
         return self._session(len(self.outputs), **inputs)
 
-    def fork(self, threads: int | None = None) -> Model:
-        """Another execution context over the same weights and code, for running in parallel with this one."""
-        return Model(self._handle, self._threads if threads is None else threads, self._profile)
+    def fork(self, threads: int | None = None, device: str | None = None) -> Model:
+        """Another execution context over the same weights and code, for running in parallel with this one.
+
+        On another GPU, or on the CPU, where `device` says so.
+        """
+        chosen = self._threads if threads is None else threads
+        return Model(self._handle, chosen, self._profile, device or self.device)
 
     def describe(self) -> dict[str, Any]:
         """Everything about the artifact (runtime/FORMAT.md, "svdq_describe")."""
@@ -192,7 +220,7 @@ class Model:
         return self._session.profile()
 
     def verify(self) -> None:
-        """Hash every section of the file, weights included, and prove every CPU plan in it."""
+        """Hash every section of the file, weights included, and prove every plan in it."""
         check(library().svdq_verify(self._handle.pointer))
 
     def close(self) -> None:
@@ -223,15 +251,30 @@ def load(
 ) -> Model:
     """Open an artifact for running.
 
-    threads        0: as many as this process may use
+    device         "cpu", "cuda:0" (or another GPU), or "auto": the first GPU if the file has code for it, else the CPU
+    threads        of the CPU; 0: as many as this process may use
     trust          run the file's machine code though it was compiled elsewhere
     profile        time each launch, for `Model.profile`
     check_weights  hash the weights even of a large file (those of a small one always are)
     """
-    if device != "cpu":
+    if device not in ("cpu", "auto") and gpu_index(device) is None:
         raise UnknownDevice(device)
     flags = (TRUST_CODE if trust else 0) | (CHECK_ALL_WEIGHTS if check_weights else 0)
-    return Model(_ModelHandle(path, flags), threads, profile)
+    flags |= GPU if device != "cpu" else 0
+    return Model(_ModelHandle(path, flags), threads, profile, device)
+
+
+def gpu_index(device: str) -> int | None:
+    """3 for "cuda:3", 0 for "cuda"; None for what names no GPU."""
+    found = re.fullmatch(r"cuda(?::(\d{1,4}))?", device)
+    return int(found[1] or 0) if found else None
+
+
+def _resolve(device: str, description: dict[str, Any]) -> str:
+    if device != "auto":
+        return device
+    devices = [name for variant in description["variants"] for name in variant["devices"]]
+    return "cuda:0" if "cuda:0" in devices else "cpu"
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -242,17 +285,17 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def verify(path: str | os.PathLike[str]) -> None:
-    """Hash every section and prove every CPU plan. Raises a RuntimeFailure that says what is wrong."""
+    """Hash every section and prove every plan. Raises a RuntimeFailure that says what is wrong."""
     handle = _ModelHandle(path, INSPECT_ONLY)
     check(library().svdq_verify(handle.pointer))
 
 
-def _pack(tensors: list[HostTensor], names: list[str]) -> Any:
+def _pack(tensors: list[TensorMemory], names: list[str]) -> Any:
     packed = (Tensor * len(tensors))()
     for slot, tensor, name in zip(packed, tensors, names, strict=True):
         slot.name = name.encode()
         slot.data = tensor.address
-        slot.dtype = dtype_index(tensor.dtype)
+        slot.dtype = dtype_index(tensor.dtype) | (0 if tensor.device is None else ON_DEVICE)
         slot.ndim = len(tensor.shape)
         for axis, size in enumerate(tensor.shape):
             slot.shape[axis] = size
