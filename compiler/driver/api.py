@@ -7,7 +7,7 @@ the runtime gets one sentence and not a traceback.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 ARTIFACT_MAGIC = b"\x89SVDQ\r\n\x1a"
 COMPILER_PACKAGES = ("torch", "onnx", "jinja2", "networkx", "safetensors")
 
-Calibration = Iterable[Mapping[str, Any]] | str | os.PathLike[str] | None
+Samples = Iterable[Mapping[str, Any]]
+Calibration = Samples | Callable[[], Samples] | str | os.PathLike[str] | None
 
 
 class CompilerNotInstalled(SvdqcError):
@@ -89,6 +90,9 @@ def compile(
     progress: Progress | None = None,
     dump: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    pipeline: str | os.PathLike[str] | None = None,
+    steps: int | None = None,
+    num_samples: int | None = None,
 ) -> Any:
     """Compile `model` to one file, written whole or not at all.
 
@@ -98,12 +102,16 @@ def compile(
     output       the artifact to write, such as "flux.svdq"
     target       "native" (this machine), "cpu", "cpu:avx2", ..., or several, separated by commas
     recipe       precision, rank, which layers to keep; see `svdqc.Recipe`
-    calibration  an iterable of input dicts, a .npz or .safetensors file, or a folder of them; None quantizes from the
-                 weights alone
+    calibration  an iterable of input dicts, or a function (or "package.module:function") that yields them; a .npz or
+                 .safetensors file, or a folder of them; a .txt or .yaml file of prompts; None quantizes from the
+                 weights alone (driver/calibration_source.py)
     dynamic      sizes that may vary: "height=64:128:8,batch=1:4" (lo:hi:multiple)
     jobs         parallel compilations; 0 means one per core
     progress     called with a `svdqc.ProgressEvent` after each step
     resume       go on from what an interrupted compilation to the same output has finished
+    pipeline     for prompts: the diffusers pipeline that draws them; a model inside of one needs it not
+    steps        for prompts: steps of each drawing; None is the pipeline's own number
+    num_samples  for prompts: how many steps are recorded, evenly over prompts and steps; None is 128, 0 all of them
     dump         a folder for the graph after each pass, the fused regions and the rendered kernels (driver/dump.py)
 
     Returns the artifact: `.path`, `.num_bytes`, and `.report`, a dict of what was quantized, kept and fused.
@@ -111,11 +119,16 @@ def compile(
     require_compiler("compile")
     check_output(output)
     from svdqc.compiler.driver import compile_model
-    from svdqc.compiler.driver.calibration_files import load_calibration
+    from svdqc.compiler.driver.calibration_source import calibration_source
 
-    samples: Any = calibration
-    if isinstance(calibration, str | os.PathLike):
-        samples = load_calibration(calibration, nested=not is_onnx(model))
+    samples = calibration_source(
+        calibration,
+        model,
+        pipeline=pipeline,
+        steps=steps,
+        count=num_samples,
+        nested=not is_onnx(model),
+    )
     return compile_model(
         model,
         inputs,

@@ -1,23 +1,34 @@
-"""Record what flows into the layers to be quantized: sampled tokens, split in fitting and held-out."""
+"""Record what flows into the layers to be quantized: sampled tokens, split in fitting and held-out.
+
+The float graph is run in segments (driver/segments.py), each on every sample, so that a model larger than memory is
+read once. What is between segments, and the tokens, lie in the work folder; an interrupted calibration goes on after
+the last segment that was finished.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from svdqc.compiler.ir.interpreter import run_program
+from svdqc.compiler.artifact.graph import dump_graph
+from svdqc.compiler.driver.reservoir import TokenSample
+from svdqc.compiler.driver.segments import SEGMENT_BYTES, SegmentRunner, Values, cut
+from svdqc.compiler.driver.work_folder import WorkFolder
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.passes.linear_groups import LinearGroup
 from svdqc.compiler.quantize.linear import LinearSamples
+from svdqc.compiler.quantize.stored import tensor_digest
 from svdqc.errors import SvdqcError
+from svdqc.frontends.spec import flatten_inputs
 
-FIT_TOKENS = 2048
-HELD_OUT_TOKENS = 512
+Sample = Mapping[str, Any]
+CalibrationProgress = Callable[[int, int], None]
 
 
 class UnfitSamples(SvdqcError):
@@ -28,110 +39,204 @@ class NoSamples(SvdqcError):
     """Calibration was asked for with nothing to calibrate on."""
 
 
-@dataclass
-class _Reservoir:
-    """A uniform sample of rows of a stream whose length is not known (reservoir sampling, algorithm R, by blocks)."""
+class StoredSamples(Mapping[str, LinearSamples]):
+    """The tokens of each group by its name, read from the work folder when they are asked for."""
 
-    capacity: int
-    generator: torch.Generator
-    seen: int = 0
-    rows: Tensor | None = None
+    def __init__(self, work: WorkFolder, pieces: Mapping[str, str]) -> None:
+        self._work, self._pieces = work, pieces
 
-    def add(self, rows: Tensor) -> None:
-        rows = rows.reshape(-1, rows.shape[-1]).to(torch.float32)
-        held = rows[:0] if self.rows is None else self.rows
-        room = self.capacity - held.shape[0]
-        held = torch.cat([held, rows[:room]]) if room > 0 else held
-        rest = rows[room:] if room > 0 else rows
-        position = self.seen + max(room, 0)
-        if rest.shape[0]:
-            numbers = torch.arange(position, position + rest.shape[0]) + 1
-            slots = (
-                torch.rand(rest.shape[0], generator=self.generator, dtype=torch.float64) * numbers
-            ).long()
-            kept = slots < self.capacity
-            held = held.clone()
-            held[slots[kept]] = rest[kept]
-        self.seen += rows.shape[0]
-        self.rows = held
+    def __getitem__(self, name: str) -> LinearSamples:
+        tensors, _ = self._work.read(self._pieces[name])
+        return LinearSamples(tensors["fit"], tensors["held_out"])
 
-    def distinct(self) -> Tensor:
-        """[tokens, in_features] without repetitions."""
-        assert self.rows is not None, "a calibrated layer was never reached"
-        rows: Tensor = torch.unique(self.rows, dim=0)
-        return rows
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pieces)
+
+    def __len__(self) -> int:
+        return len(self._pieces)
 
 
 def calibrate(
     program: Program,
-    groups: list[LinearGroup],
-    samples: Iterable[Mapping[str, Any]],
+    groups: Sequence[LinearGroup],
+    samples: Iterable[Sample],
+    work: WorkFolder,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, LinearSamples]:
-    """Run the float graph on every sample; returns the input tokens of each group by its name."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs: dict[Node, list[str]] = {}
-    for group in groups:
-        inputs.setdefault(group.x, []).append(group.name)
-    fit = {node: _Reservoir(FIT_TOKENS, generator) for node in inputs}
-    held_out = {node: _Reservoir(HELD_OUT_TOKENS, generator) for node in inputs}
-    total = len(samples) if isinstance(samples, Sized) else 0
-    count = 0
+    progress: CalibrationProgress | None = None,
+    device: str = "cpu",
+    segment_bytes: int = SEGMENT_BYTES,
+) -> Mapping[str, LinearSamples]:
+    """The input tokens of each group by its name. `samples` are read twice; see `rewindable`."""
+    key, total = _key(program, groups, samples, (seed, device, segment_bytes))
+    tokens = {group.x: _piece(key, group) for group in reversed(groups)}
+    segments = cut(program, tokens, segment_bytes)
+    sampled = [[n for n in segment.nodes if n in tokens] for segment in segments]
+    sampled[0] += [n for n in _placeholders(program) if n in tokens]
+    begin = _unfinished(work, key, [[tokens[n] for n in nodes] for nodes in sampled], total)
+    for number in range(begin, len(segments)):
+        segment, last = segments[number], number + 1 == len(segments)
+        found = {n: TokenSample(seed, tokens[n]) for n in sampled[number]}
+        runner = SegmentRunner(program, segment, device)
+        for at, values in enumerate(_values(program, samples, work, key, number, segment.live_in)):
+            observe = partial(_add, found, _is_held_out(at, total))
+            for node in values if number == 0 else ():
+                observe(node, values[node])
+            passed = runner.run({n: values[n] for n in segment.live_in}, observe)
+            if not last:
+                _save(work, _between(key, number, at), passed)
+            if progress is not None:
+                progress(number * total + at + 1, len(segments) * total)
+        for node, sample in found.items():
+            fit, held_out = sample.result()
+            work.write(tokens[node], {"fit": fit, "held_out": held_out})
+        work.write(_passed(key, number), {"samples": torch.tensor(total)})
+        for at in range(total if number else 0):
+            work.discard(_between(key, number - 1, at))
+    return StoredSamples(work, {group.name: tokens[group.x] for group in groups})
+
+
+def _add(found: Mapping[Node, TokenSample], held_out: bool, node: Node, value: Any) -> None:
+    if node in found:
+        (found[node].held_out if held_out else found[node].fit).add(value)
+
+
+def _unfinished(work: WorkFolder, key: str, tokens: list[list[str]], total: int) -> int:
+    """The first segment to run: all before it have left their tokens, and the last of them what it passed on."""
+    for number in reversed(range(len(tokens))):
+        whole = work.has(_passed(key, number))
+        whole = whole and all(work.has(piece) for nodes in tokens[: number + 1] for piece in nodes)
+        if number + 1 < len(tokens):
+            whole = whole and all(work.has(_between(key, number, at)) for at in range(total))
+        if whole:
+            return number + 1
+    return 0
+
+
+def rewindable(samples: Iterable[Sample], work: WorkFolder) -> Iterable[Sample]:
+    """The samples as something that can be read twice: what a generator gives goes to the work folder first."""
+    if iter(samples) is not samples:
+        return samples
+    spilled = _SpilledInputs(work)
     for sample in samples:
-        chosen = held_out if _is_held_out(count, total) else fit
+        spilled.add(sample)
+    return spilled
 
-        def observe(node: Node, value: Any, into: dict[Node, _Reservoir] = chosen) -> None:
-            if node in into:
-                into[node].add(value)
 
-        run_program(program, as_inputs(program, sample, count), observe)
-        count += 1
-        if progress is not None:
-            progress(count, max(total, count))
-    if count == 0:
-        raise NoSamples(
-            "calibrate",
-            "calibration",
-            "no samples",
-            "give at least one input dict, or calibration none",
-        )
-    return {
-        name: _layer_samples(fit[node], held_out[node], generator)
-        for node, names in inputs.items()
-        for name in names
-    }
+class _SpilledInputs:
+    def __init__(self, work: WorkFolder) -> None:
+        self._work, self._count = work, 0
+
+    def add(self, sample: Sample) -> None:
+        tensors = {name: torch.as_tensor(value) for name, value in flatten_inputs(sample).items()}
+        self._work.write(f"sample-{self._count}", tensors)
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Sample]:
+        for number in range(self._count):
+            yield self._work.read(f"sample-{number}")[0]
 
 
 def _is_held_out(number: int, total: int) -> bool:
     """Whole samples are held out, the last fifth of them: tokens of one picture resemble each other, and steps of one
     drawing follow each other, so held-out tokens of the same samples would flatter every choice they judge.
     """
-    if total:
-        return total >= 5 and number >= total - total // 5
-    return number % 5 == 4
+    return total >= 5 and number >= total - total // 5
 
 
-def _layer_samples(
-    fit: _Reservoir, held_out: _Reservoir, generator: torch.Generator
-) -> LinearSamples:
-    """Distinct tokens only: a word that every prompt repeats would count as many. A single sample is cut by tokens."""
-    rows = fit.distinct()
-    if held_out.rows is not None:
-        return LinearSamples(rows, held_out.distinct())
-    shuffled = rows[torch.randperm(rows.shape[0], generator=generator)]
-    cut = max(rows.shape[0] - HELD_OUT_TOKENS, rows.shape[0] * 4 // 5)
-    return LinearSamples(shuffled[:cut], shuffled[cut:])
+def _key(
+    program: Program, groups: Sequence[LinearGroup], samples: Iterable[Sample], rest: object
+) -> tuple[str, int]:
+    """A digest of the model, the groups and the samples, and how many samples there are. Says what does not fit."""
+    digest = hashlib.sha256(dump_graph(program))
+    digest.update(repr([[group.names for group in groups], rest, torch.__version__]).encode())
+    total = 0
+    for sample in samples:
+        for name, value in as_inputs(program, sample, total).items():
+            digest.update(name.encode() + tensor_digest(value))
+        total += 1
+    if total == 0:
+        raise NoSamples(
+            "calibrate",
+            "calibration",
+            "no samples",
+            "give at least one input dict, or calibration none",
+        )
+    weights = {n.meta["weight"] for n in program.graph_module.graph.nodes if n.op == "get_attr"}
+    for name in sorted(weights):
+        digest.update(tensor_digest(program.weights.load(name)))
+    return digest.hexdigest()[:16], total
+
+
+def _piece(key: str, group: LinearGroup) -> str:
+    return f"tokens-{key}-{hashlib.sha256(group.name.encode()).hexdigest()[:16]}"
+
+
+def _passed(key: str, segment: int) -> str:
+    return f"segment-{key}-{segment}"
+
+
+def _between(key: str, segment: int, sample: int) -> str:
+    return f"between-{key}-{segment}-{sample}"
+
+
+def _placeholders(program: Program) -> list[Node]:
+    return [n for n in program.graph_module.graph.nodes if n.op == "placeholder"]
+
+
+def _values(
+    program: Program,
+    samples: Iterable[Sample],
+    work: WorkFolder,
+    key: str,
+    segment: int,
+    live: Sequence[Node],
+) -> Iterator[Values]:
+    """Of each sample, what the segment reads: the inputs, or what the segment before left."""
+    if segment == 0:
+        names = {
+            spec.name: n for spec, n in zip(program.inputs, _placeholders(program), strict=True)
+        }
+        for at, sample in enumerate(samples):
+            inputs = as_inputs(program, sample, at)
+            yield {node: inputs[name] for name, node in names.items()}
+        return
+    total = int(work.read(_passed(key, segment - 1))[0]["samples"])
+    for at in range(total):
+        yield _load(work, _between(key, segment - 1, at), live)
+
+
+def _save(work: WorkFolder, piece: str, values: Values) -> None:
+    tensors = {}
+    for node, value in values.items():
+        parts = value if isinstance(value, (tuple, list)) else [value]
+        for at, part in enumerate(parts):
+            exact = torch.float64 if isinstance(part, float) else None
+            tensors[f"{node.name}.{at}"] = torch.as_tensor(part, dtype=exact)
+    work.write(piece, tensors, durable=False)
+
+
+def _load(work: WorkFolder, piece: str, live: Sequence[Node]) -> Values:
+    tensors, _ = work.read(piece)
+    values: Values = {}
+    for node in live:
+        example = node.meta["val"]
+        if isinstance(example, (tuple, list)):
+            values[node] = tuple(tensors[f"{node.name}.{at}"] for at in range(len(example)))
+        elif isinstance(example, Tensor):
+            values[node] = tensors[f"{node.name}.0"]
+        else:
+            values[node] = tensors[f"{node.name}.0"].item()
+    return values
 
 
 def as_inputs(program: Program, sample: Mapping[str, Any], number: int) -> dict[str, Tensor]:
     """A sample as the program's named inputs; says what does not fit."""
-    from svdqc.frontends.spec import flatten_inputs
-
     flat = flatten_inputs(sample)
     found: dict[str, Tensor] = {}
-    placeholders = [n for n in program.graph_module.graph.nodes if n.op == "placeholder"]
-    for spec, node in zip(program.inputs, placeholders, strict=True):
+    for spec, node in zip(program.inputs, _placeholders(program), strict=True):
         if spec.name not in flat:
             raise UnfitSamples(
                 "calibrate",

@@ -5,33 +5,33 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from svdqc.compiler.artifact.format import Variant
 from svdqc.compiler.artifact.graph import dump_graph
 from svdqc.compiler.artifact.write import write_artifact
-from svdqc.compiler.codegen.lower import lower
-from svdqc.compiler.codegen.region import FusionPlan
 from svdqc.compiler.driver.artifact_tensors import artifact_tensors
 from svdqc.compiler.driver.calibrate import calibrate
+from svdqc.compiler.driver.calibration_source import Recording, samples_of
 from svdqc.compiler.driver.dump import Dump
+from svdqc.compiler.driver.machine import find_gpus
+from svdqc.compiler.driver.precisions import resolved
 from svdqc.compiler.driver.probes import probe_inputs, watch
 from svdqc.compiler.driver.progress import Progress, Stages
 from svdqc.compiler.driver.report import compile_report
 from svdqc.compiler.driver.support import check_supported
+from svdqc.compiler.driver.variants import build_variants, lower_families
 from svdqc.compiler.driver.work_folder import StoredResults, work_folder
 from svdqc.compiler.ir.dialect import verify
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.passes.allocate import allocate_recipes, decided, wants_allocation
-from svdqc.compiler.passes.dialects import CANONICAL, CAPTURED, LOWERED
-from svdqc.compiler.passes.fuse import fuse
+from svdqc.compiler.passes.dialects import CANONICAL, CAPTURED
 from svdqc.compiler.passes.linear_groups import linear_groups
-from svdqc.compiler.passes.pipeline import CANONICALIZE, LOWER, run_passes
+from svdqc.compiler.passes.pipeline import CANONICALIZE, run_passes
 from svdqc.compiler.passes.select_layers import (
     Decision,
     quantized_groups,
@@ -41,19 +41,13 @@ from svdqc.compiler.passes.select_layers import (
 from svdqc.compiler.passes.svdquant import svdquant
 from svdqc.compiler.quantize.linear import LinearSamples
 from svdqc.compiler.quantize.recipe import Recipe
-from svdqc.compiler.targets.cpu import parse_targets
-from svdqc.compiler.targets.toolchain import build, find_compiler
-from svdqc.errors import SvdqcError
+from svdqc.compiler.targets.select import parse_targets, toolchain_of
 from svdqc.frontends import capture
 from svdqc.frontends.spec import walk
 from svdqc.runtime import trust
 from svdqc.runtime.library import cpu_features
 
 Samples = Iterable[Mapping[str, Any]]
-
-
-class UnsupportedPrecision(SvdqcError):
-    """The target has no kernels for the precision asked for."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ def compile_model(
     output: str | os.PathLike[str],
     target: str = "native",
     recipe: Recipe | None = None,
-    calibration: Samples | None = None,
+    calibration: Samples | Recording | None = None,
     dynamic: str | Mapping[str, Any] | None = None,
     jobs: int = 0,
     progress: Progress | None = None,
@@ -89,10 +83,11 @@ def compile_model(
 ) -> CompiledArtifact:
     """Compile a model to one file; the arguments are those of `svdqc.compile`."""
     say, dumped = Stages(progress), Dump(dump)
-    targets = parse_targets(target, cpu_features())
-    find_compiler()  # before any long work
+    targets = parse_targets(target, cpu_features(), capabilities)
+    for one in targets:
+        toolchain_of(one)  # is there, before any long work
     asked = recipe or Recipe()
-    recipe = _resolved(asked, target)
+    recipe = resolved(asked, ",".join(one.name for one in targets))
 
     say("capture", 0, 1)
     canonical = capture_canonical(model, inputs, dynamic, recipe, dumped)
@@ -101,16 +96,19 @@ def compile_model(
 
     with work_folder(output, resume) as work:
         groups = quantized_groups(canonical.decisions, linear_groups(program))
-        samples: dict[str, LinearSamples] = {}
-        watched = None if calibration is None else watch(calibration, program)
-        if watched is not None and groups:
+        samples: Mapping[str, LinearSamples] = {}
+        watched = None
+        if calibration is not None and groups:
+            watched = watch(samples_of(calibration, work, partial(say, "record")), program)
             samples = calibrate(
-                program, groups, watched, recipe.seed, lambda i, n: say("calibrate", i, n)
+                *(program, groups, watched, work, recipe.seed),
+                progress=partial(say, "calibrate"),
+                device=quantizing_device(),
             )
         recipes, decisions = recipes_of(groups, canonical.decisions, recipe), canonical.decisions
         allocation = None
         if groups and wants_allocation(recipe):
-            probes = probe_inputs(program, model, inputs, dynamic, watched)
+            probes = probe_inputs(program, inputs, watched)
             mixed = asked.precision == "auto"
             allocation = allocate_recipes(
                 program, groups, samples, recipes, probes, mixed=mixed, progress=say, jobs=jobs
@@ -130,35 +128,19 @@ def compile_model(
         verify(program, CANONICAL)
         dumped.after("svdquant", program)
 
-        say("plan", 0, 1)
-        fusion = plan_regions(program, dumped)
-        lowered = lower(program, fusion, lambda i, n: say("plan", i, n))
-        dumped.regions(fusion, lowered)
+        families = lower_families(program, targets, dumped, say)
+        variants, planned = build_variants(families, targets, jobs, say)
 
-        variants = []
-        for number, cpu in enumerate(targets):
-            stage = f"kernels {cpu.isa}" if len(targets) > 1 else "kernels"
-            code = build(lowered.kernels, cpu, jobs, partial(say, stage))
-            variants.append(
-                Variant(
-                    cpu.name,
-                    cpu.isa_features,
-                    code,
-                    lowered.plan,
-                    {"compiler": find_compiler().version},
-                )
-            )
-            assert number < len(targets)
-
-        report = compile_report(program, decisions, records, lowered, fusion, recipe, allocation)
-        tensors = artifact_tensors(program, lowered.tensors, partial(say, "write"))
+        first = families[0]
+        report = compile_report(first, decisions, records, recipe, allocation)
+        tensors = artifact_tensors(first.program, planned, partial(say, "write"))
         written = write_artifact(
             output,
             name=program.name,
             producer=_producer(),
             tensors=tensors,
             variants=variants,
-            graph=dump_graph(program),
+            graph=dump_graph(first.program),
             quantization={
                 "precision": recipe.precision,
                 "rank": recipe.rank,
@@ -190,26 +172,14 @@ def capture_canonical(
     return Canonical(program, select_layers(program, recipe))
 
 
-def plan_regions(program: Program, dump: Dump | None = None) -> FusionPlan:
-    """Lower a canonical (quantized or not) program and cut it into fused regions."""
-    run_passes(program, LOWER, (dump or Dump(None)).after)
-    verify(program, LOWERED)
-    return fuse(program)
+def capabilities() -> list[tuple[int, int]]:
+    """The compute capabilities of this machine's GPUs."""
+    return [gpu.compute_capability for gpu in find_gpus()]
 
 
 def quantizing_device() -> str:
     """Where layers are quantized and samples run: a GPU that torch can use, else the processor."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _resolved(recipe: Recipe, target: str) -> Recipe:
-    if recipe.precision == "auto":
-        return replace(recipe, precision="int4")
-    if recipe.precision not in ("int4", "none"):
-        raise UnsupportedPrecision(
-            "compile", recipe.precision, f"no kernels for it on {target}", "use int4, none or auto"
-        )
-    return recipe
 
 
 def _compiled_in(inputs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -58,21 +58,29 @@ class WorkFolder:
             self._file(name).unlink(missing_ok=True)
         return sound
 
-    def write(self, name: str, tensors: Mapping[str, Tensor], text: str = "") -> None:
-        """Keep a piece; it is there whole, or not at all."""
+    def write(
+        self, name: str, tensors: Mapping[str, Tensor], text: str = "", durable: bool = True
+    ) -> None:
+        """Keep a piece; it is there whole, or not at all. `durable` survives a loss of power."""
         self._open()
         stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         partial = self.path / f"{name}.partial"
         try:
             metadata = {"text": text, "sha256": _checksum(stored, text)}
             save_file(_apart(stored), str(partial), metadata)
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
+            if durable:
+                with partial.open("rb+") as file:
+                    os.fsync(file.fileno())
             os.replace(partial, self._file(name))
         except Exception as error:  # safetensors has its own type for errors of the system
             partial.unlink(missing_ok=True)
             raise self._mistake(error) from error
         self._sound.add(name)
+
+    def discard(self, name: str) -> None:
+        """A piece that nothing follows from any more."""
+        self._sound.discard(name)
+        self._file(name).unlink(missing_ok=True)
 
     def read(self, name: str) -> tuple[dict[str, Tensor], str]:
         return _read(self._file(name))

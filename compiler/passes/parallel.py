@@ -41,7 +41,11 @@ def in_parallel(
     def guarded(item: Item) -> Result:
         with gate.holding(num_bytes(item)):
             check("begin")
-            return work(item, check)
+            try:
+                return work(item, check)
+            except BaseException:
+                stop.set()  # before this thread takes the next item
+                raise
 
     ordered = sorted(items, key=num_bytes, reverse=True)  # stable
     previous = torch.get_num_threads()

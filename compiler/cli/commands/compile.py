@@ -27,6 +27,7 @@ function that returns an nn.Module or a pair of one and its example inputs.
 \b
   svdqc compile model.onnx -o model.svdq
   svdqc compile flux/transformer -o flux.svdq --calibration samples/
+  svdqc compile flux -o flux.svdq --calibration prompts.txt --steps 20
   svdqc compile model.pt2 -o model.svdq --target cpu:avx512vnni,cpu:avx2 --dynamic "batch=1:4"
   svdqc compile my_models:unet -o unet.svdq --inputs example.npz --keep '*.time_embedding.*'
 
@@ -43,7 +44,21 @@ The file appears whole or not at all. `svdqc inspect MODEL` tells in advance wha
     metavar="FILE|FOLDER|none",
     default="none",
     show_default=True,
-    help="Samples: each .npz or .safetensors file holds the inputs of one call.",
+    help="Samples: a .npz or .safetensors file with the inputs of one call, or a folder of them; a .txt (a line each) "
+    "or .yaml file of prompts; package.module:function that yields input dicts.",
+)
+@click.option(
+    "--pipeline",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="The diffusers pipeline that draws the prompts; a MODEL inside of one needs it not.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of each drawing.")
+@click.option(
+    "--samples",
+    "num_samples",
+    type=click.IntRange(min=0),
+    help="How many steps are recorded, evenly over prompts and steps: 128, or 0 for all.",
 )
 @click.option(
     "--jobs", "-j", type=click.IntRange(min=0), default=0, help="Parallel work; 0: one per core."
@@ -71,6 +86,9 @@ def command(
     dynamic: str | None,
     inputs_file: Path | None,
     calibration: str,
+    pipeline: Path | None,
+    steps: int | None,
+    num_samples: int | None,
     jobs: int,
     dump: Path | None,
     resume: bool,
@@ -95,6 +113,9 @@ def command(
             progress=progress,
             dump=dump,
             resume=resume,
+            pipeline=pipeline,
+            steps=steps,
+            num_samples=num_samples,
         )
     seconds = time.perf_counter() - began
     if as_json:
