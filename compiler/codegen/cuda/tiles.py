@@ -62,6 +62,11 @@ class Tile:
         return 32 * self.warps_m * self.warps_n
 
     @property
+    def sums(self) -> int:
+        """f32 sums that a thread holds."""
+        return self.rows * self.columns // self.threads
+
+    @property
     def slab_rows(self) -> int:
         return 16 * self.warps_m * self.slab_tiles
 
@@ -80,6 +85,7 @@ class Tile:
 
 
 TILES = (
+    Tile(128, 128, 2, 2, 2, 2),
     Tile(128, 128, 2, 4, 3, 2),
     Tile(128, 64, 2, 2, 3, 2),
     Tile(64, 128, 2, 4, 3, 1),
@@ -109,8 +115,10 @@ class Coded:
         groups = self.bk // self.group
         return tile.rows * (self.bk * self.x_bits // 8 + 4 * groups) + groups * tile.columns * 2
 
-    def fits(self, tile: Tile) -> bool:
-        return tile.rows * self.bk * self.x_bits // 128 % tile.threads == 0
+    def fits(self, tile: Tile, target: CudaTarget) -> bool:
+        """Threads share the copies evenly, and have registers for the sums (compiled, they spill or do not)."""
+        most = 128 if self.native_s4 and target.has_async_copies else 64
+        return tile.sums <= most and tile.rows * self.bk * self.x_bits // 128 % tile.threads == 0
 
     def clocks(self, tile: Tile, target: CudaTarget) -> float:
         """For 64 k."""
@@ -129,21 +137,18 @@ class Coded:
 
 @dataclass(frozen=True)
 class Floats:
-    """Products of f32 activations with float weights by svdq::FloatGemm. products: 16-bit ones for each;
-    warp_tiles: of 16 rows that a warp has registers for."""
+    """Products of f32 activations with float weights by svdq::FloatGemm. products: 16-bit ones for each."""
 
     w_bytes: int
     products: int
-    warp_tiles: int = 4
 
     bk = 32
 
     def stage_bytes(self, tile: Tile) -> int:
         return tile.rows * (self.bk + 8) * 4
 
-    def fits(self, tile: Tile) -> bool:
-        of_warp = tile.rows // (16 * tile.warps_m)
-        return of_warp <= self.warp_tiles and tile.rows % (tile.threads // 8) == 0
+    def fits(self, tile: Tile, target: CudaTarget) -> bool:
+        return tile.sums <= 64 and tile.rows % (tile.threads // 8) == 0
 
     def clocks(self, tile: Tile, target: CudaTarget) -> float:
         """For 64 k."""
@@ -180,7 +185,7 @@ def choose_tile(target: CudaTarget, product: Coded | Floats, m: int, n: int, k: 
     fitting = [
         tile
         for tile in TILES
-        if product.fits(tile)
+        if product.fits(tile, target)
         and tile.shared_bytes(product.stage_bytes(tile)) <= target.shared_bytes_per_cta
     ]
     return min(fitting, key=lambda tile: clocks(tile, product, target, m, n, k))

@@ -41,7 +41,7 @@ def _product(program: RowProgram, target: CudaTarget) -> tuple[Floats, str, tupl
     exact = stored == ("bf16" if math_of(target) == "Bf16Math" else "f16")
     turing = math_of(target) == "F16Math"
     two = exact or (turing and stored == "bf16")
-    product = Floats(4 if stored == "f32" else 2, 2 if two else 3, 2 if turing else 4)
+    product = Floats(4 if stored == "f32" else 2, 2 if two else 3)
     return product, stored, (out_features, in_features)
 
 

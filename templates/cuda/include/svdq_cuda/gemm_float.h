@@ -116,7 +116,7 @@ struct FloatGemm : Accumulators<Tile> {
       cta_sync();
       load_tile(next_slot, tile + Tile::STAGES - 1, x);
       const float* const stage = reinterpret_cast<const float*>(shared + slot * kStageBytes);
-      SVDQ_UNROLL
+      SVDQ_NO_UNROLL
       for (int step = 0; step < kSteps; ++step) {
         multiply_step(stage + step * 16, tile * kSteps + step + 1, panels);
       }

@@ -120,7 +120,8 @@ struct IntGemm : Accumulators<Tile> {
       cp_async_wait<Tile::STAGES - 2>();
       cta_sync();
       load_tile(next_slot, tile + Tile::STAGES - 1);
-      SVDQ_UNROLL
+      // Unrolled, it would take more registers than there are.
+      SVDQ_NO_UNROLL
       for (int step = 0; step < kSteps; ++step) {
         multiply_step(shared + slot * kStageBytes, tile, step, weights);
       }
