@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from svdqc.compiler.codegen.lower import Lowered, label_of
-from svdqc.compiler.codegen.region import FusionPlan, Region
-from svdqc.compiler.ir.program import Program
+from svdqc.compiler.codegen.lower import label_of
+from svdqc.compiler.codegen.region import Region
+from svdqc.compiler.driver.variants import Family
 from svdqc.compiler.passes.allocate import Allocation
 from svdqc.compiler.passes.linear_groups import block_name
 from svdqc.compiler.passes.select_layers import Decision
@@ -15,15 +15,14 @@ from svdqc.compiler.quantize.recipe import Recipe
 
 
 def compile_report(
-    program: Program,
+    family: Family,
     decisions: list[Decision],
     records: list[dict[str, Any]],
-    lowered: Lowered,
-    fusion: FusionPlan,
     recipe: Recipe,
     allocation: Allocation | None = None,
 ) -> dict[str, Any]:
-    """Layers, regions, launches per block, sizes; how bytes were spent, where that was a choice."""
+    """Layers, regions, launches per block, sizes, of one family; how bytes were spent, where that was a choice."""
+    program, lowered, fusion = family.program, family.lowered, family.fusion
     plan = lowered.plan
     weight_bytes = sum(t.num_bytes for t in lowered.tensors)
     return {

@@ -1,4 +1,4 @@
-"""One program for several kinds of machine: lowered once per kind, built once per target, weights stored once per layout.
+"""One program for several kinds of machine: lowered once per kind, built per target, weights stored once per layout.
 
 CPUs of every instruction set share regions, kernels' text and plan. Each GPU architecture has its own: what fits in its
 shared memory and which tensor cores it has decide tiles and layouts. A weight that two plans read in the same layout is

@@ -62,13 +62,13 @@ class Program:
     name: str = "model"
 
     def copy(self) -> Program:
-        """The same program, to be rewritten apart: what passes do to it, weights they derive included, stays its own."""
-        graph = deepcopy(self.graph_module.graph)
-        return replace(
-            self,
-            graph_module=GraphModule(self.graph_module, graph),
-            weights=LayeredWeights(self.weights),
-        )
+        """The same program, to be rewritten apart: weights that passes derive stay its own."""
+        graph, root = deepcopy(self.graph_module.graph), torch.nn.Module()
+        for node in graph.nodes:
+            if node.op == "get_attr":  # read by name from the store; fx wants the attribute to exist
+                root.register_buffer(str(node.target), torch.empty(0, device="meta"))
+        module = GraphModule(root, graph)
+        return replace(self, graph_module=module, weights=LayeredWeights(self.weights))
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Execute the graph with PyTorch, reading each weight when it is first used.

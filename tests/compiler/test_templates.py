@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svdqc.compiler.codegen.lower import lower
-from svdqc.compiler.driver.compile import plan_regions
+from svdqc.compiler.driver.variants import plan_regions
 from svdqc.compiler.passes.linear_groups import linear_groups
 from svdqc.compiler.passes.select_layers import quantized_groups
 from svdqc.compiler.passes.svdquant import svdquant

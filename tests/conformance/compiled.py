@@ -16,8 +16,8 @@ from svdqc.compiler.artifact.graph import dump_graph
 from svdqc.compiler.artifact.write import ArtifactTensor, write_artifact
 from svdqc.compiler.codegen.lower import Lowered, lower
 from svdqc.compiler.codegen.scalar import DTYPE_NAMES
-from svdqc.compiler.driver.compile import plan_regions
 from svdqc.compiler.driver.support import check_supported
+from svdqc.compiler.driver.variants import plan_regions
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.passes.pipeline import CANONICALIZE, run_passes
 from svdqc.compiler.targets.cpu import parse_targets
