@@ -192,8 +192,9 @@ void LoadedKernels::load(const uint8_t* cubin, const KernelEntry& kernel, size_t
   device_->check(loaded, "cuModuleLoadData");
   modules_.push_back(module);
   Function function = nullptr;
-  if (api.module_function(&function, module, kernel.name.c_str()) != kSuccess)
-    refuse("is not in its cubin");
+  const Result found = api.module_function(&function, module, kernel.name.c_str());
+  if (found == kNotFound) refuse("is not in its cubin");
+  device_->check(found, "cuModuleGetFunction");
   functions_.push_back(function);
 
   size_t offset = 0, size = 0;

@@ -128,9 +128,12 @@ void Weights::copy_pieces() {
 }
 
 void Weights::copy_some() {
+  if (next_.load() >= pieces_.size()) return;
   const Driver& api = device_->api;
   const Current current(*device_);
-  const PinnedMemory staging(*device_, kStagingBuffers * kPieceBytes);
+  uint64_t largest = 0;
+  for (const Piece& piece : pieces_) largest = std::max(largest, piece.size);
+  const PinnedMemory staging(*device_, kStagingBuffers * largest);
   const OwnedStream stream(device_);
   const OwnedEvent copied[kStagingBuffers] = {{device_, false}, {device_, false}};
   struct Finish {  // nothing may be under way when the staging memory goes
@@ -142,7 +145,7 @@ void Weights::copy_some() {
     const size_t i = next_.fetch_add(1);
     if (i >= pieces_.size()) break;
     const Piece& piece = pieces_[i];
-    uint8_t* buffer = staging.data() + static_cast<uint64_t>(turn) * kPieceBytes;
+    uint8_t* buffer = staging.data() + static_cast<uint64_t>(turn) * largest;
     device_->check(api.event_synchronize(copied[turn].get()), "cuEventSynchronize");
     std::memcpy(buffer, piece.from, piece.size);
     device_->check(api.copy_in(piece.to, buffer, piece.size, stream.get()), "cuMemcpyHtoDAsync");

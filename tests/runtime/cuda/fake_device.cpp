@@ -78,7 +78,8 @@ Entry::Entry(const char* name, bool needs_context) : lock_(Driver::get().mutex) 
   Driver& driver = Driver::get();
   const int count = ++driver.calls[name];
   const auto failure = driver.settings.failures.find(name);
-  if (failure != driver.settings.failures.end() && failure->second.nth == count) {
+  if (failure != driver.settings.failures.end() &&
+      (failure->second.nth == 0 || failure->second.nth == count)) {
     result = failure->second.code;
   } else if (needs_context && driver.current() < 0) {
     result = driver.violation(std::string(name) + " without a current context", kInvalidContext);
