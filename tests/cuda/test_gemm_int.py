@@ -27,25 +27,27 @@ class Kind:
     codes: str
     layout: str
     x_bits: int
+    w_bits: int
     x_codes: tuple[int, int]
     w_codes: tuple[int, int]
 
 
 KINDS = {
-    "s4": Kind("S4<false>", "s4_mma", 4, (-8, 7), (-8, 7)),
-    "u4": Kind("S4<true>", "s4_mma", 4, (0, 15), (-8, 7)),
-    "s4_widened": Kind("S4Widened<false>", "s4_mma", 4, (-8, 7), (-8, 7)),
-    "u4_widened": Kind("S4Widened<true>", "s4_mma", 4, (0, 15), (-8, 7)),
-    "s8s4": Kind("S8S4", "s4s8_mma", 8, (-127, 127), (-8, 7)),
-    "s8": Kind("S8", "s8_mma", 8, (-127, 127), (-127, 127)),
+    "s4": Kind("S4<false>", "s4_mma", 4, 4, (-8, 7), (-8, 7)),
+    "u4": Kind("S4<true>", "s4_mma", 4, 4, (0, 15), (-8, 7)),
+    "s4_widened": Kind("S4Widened<false>", "s4_mma", 4, 4, (-8, 7), (-8, 7)),
+    "u4_widened": Kind("S4Widened<true>", "s4_mma", 4, 4, (0, 15), (-8, 7)),
+    "s8s4": Kind("S8S4", "s4s8_mma", 8, 4, (-127, 127), (-8, 7)),
+    "s8": Kind("S8", "s8_mma", 8, 8, (-127, 127), (-127, 127)),
 }
 GROUPS = {"s4": (32, 64, 128), "s4_widened": (32, 64, 128), "s8": (64, 128)}
 CASES = [(kind, group) for kind in KINDS for group in GROUPS.get(kind, (64,))]
 
 
-def _source(name: str, math: str, kernels: list[str]) -> dict[str, str]:
+def kernel_text(math: str, kernels: list[str]) -> str:
+    """The source with these kernels, each "name, codes, group, k of a stage, min CTAs, tile"."""
     lines = " \\\n".join(f"X({kernel})" for kernel in kernels)
-    return {name: f"#define MATH {math}\n#define KERNELS(X) {lines}\n" + SOURCE.read_text()}
+    return f"#define MATH {math}\n#define KERNELS(X) {lines}\n" + SOURCE.read_text()
 
 
 def _small(kind: str, group: int) -> str:
@@ -57,13 +59,13 @@ def _small(kind: str, group: int) -> str:
 def kernels() -> HostKernels:
     """The small tile for every case, the full one for faithful W4A4."""
     full = [f"{k}_full, {KINDS[k].codes}, 64, 256, 1, {FULL}" for k in ("s4", "s4_widened")]
-    return HostKernels(_source("gemm_int", "Bf16Math", [_small(*case) for case in CASES] + full))
+    return HostKernels({"gemm_int": kernel_text("Bf16Math", [_small(*c) for c in CASES] + full)})
 
 
 @pytest.fixture(scope="module")
 def turing() -> HostKernels:
     """The low-rank branch with f16 tensor cores."""
-    return HostKernels(_source("gemm_int_f16", "F16Math", [_small("s4", 64)]))
+    return HostKernels({"gemm_int_f16": kernel_text("F16Math", [_small("s4", 64)])})
 
 
 def pack_x(codes: torch.Tensor, bits: int) -> torch.Tensor:

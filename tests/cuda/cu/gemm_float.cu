@@ -40,9 +40,9 @@ template <class Gemm, class Tile, class X>
 SVDQ_INLINE void run(const svdq::KernelArgs<4, 5>& args) {
   const int64_t m = args.scalars[0], n = args.scalars[1], k = args.scalars[2];
   const int64_t ldx = args.scalars[3], ldo = args.scalars[4];
-  const int64_t column_tiles = svdq::ceil_div(n, Tile::BN);
-  const int64_t row = svdq::cta_id() / column_tiles * Tile::BM;
-  const int64_t column = svdq::cta_id() % column_tiles * Tile::BN;
+  const uint32_t column_tiles = (static_cast<uint32_t>(n) + Tile::BN - 1) / Tile::BN;
+  const int64_t row = int64_t{svdq::cta_id() / column_tiles} * Tile::BM;
+  const int64_t column = int64_t{svdq::cta_id() % column_tiles} * Tile::BN;
   const int64_t rows = svdq::min_i64(Tile::BM, m - row);
   Gemm gemm(svdq::shared_memory());
   const X x(args.buffers[0], ldx, row, rows, k);

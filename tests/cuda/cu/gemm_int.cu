@@ -12,9 +12,9 @@ template <class Gemm, class Tile, int GROUP, int X_BITS>
 SVDQ_INLINE void run(const svdq::KernelArgs<8, 5>& args) {
   const int64_t m = args.scalars[0], n = args.scalars[1], k = args.scalars[2];
   const int64_t rank = args.scalars[3], ldo = args.scalars[4];
-  const int64_t column_tiles = svdq::ceil_div(n, Tile::BN);
-  const int64_t row = svdq::cta_id() / column_tiles * Tile::BM;
-  const int64_t column = svdq::cta_id() % column_tiles * Tile::BN;
+  const uint32_t column_tiles = (static_cast<uint32_t>(n) + Tile::BN - 1) / Tile::BN;
+  const int64_t row = int64_t{svdq::cta_id() / column_tiles} * Tile::BM;
+  const int64_t column = int64_t{svdq::cta_id() % column_tiles} * Tile::BN;
   Gemm gemm(svdq::shared_memory());
   gemm.load({static_cast<const char*>(args.buffers[0]) + row * k * X_BITS / 8,
              static_cast<const float*>(args.buffers[1]) + row * (k / GROUP),

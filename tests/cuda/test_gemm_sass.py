@@ -1,0 +1,70 @@
+"""Products on tensor cores as compiled for each architecture: the instruction that must be there, nothing emulated or
+spilled, and what the inner loop issues for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.cuda.conftest import GateLoop
+from tests.cuda.sass import Sass, disassembled
+from tests.cuda.test_gemm_float import kernel_source
+from tests.cuda.test_gemm_int import KINDS, kernel_text
+
+from svdqc.compiler.codegen.cuda.tiles import Coded, Floats, choose_tile
+from svdqc.compiler.targets.cuda import (
+    CUDA_TARGETS,
+    SM_75,
+    SM_80,
+    SM_86,
+    SM_89,
+    SM_90A,
+    SM_100A,
+    SM_120A,
+    CudaTarget,
+)
+
+FLUX = (4608, 9216, 3072)
+# Instructions that an SM can issue while its tensor cores are at one operation: clocks of the operation (rates in
+# codegen/cuda/tiles.py) by one issue a clock and quarter. sm_80's float lanes take two clocks for each of the 8 fmas
+# that scale groups of 64, so twice its 8 clocks.
+S4 = {SM_75: ("IMMA.8832.S4.S4", 4.0), SM_80: ("IMMA.16864.S4.S4", 16.0)}
+S4 |= {SM_86: ("IMMA.16864.S4.S4", 16.0), SM_89: ("IMMA.16864.S4.S4", 16.0)}
+# Widened to bytes an operation is half of a group: 4 fmas, 2.5 to widen, and 2 of scales and loads.
+WIDENED = {target: ("IMMA.16832.S8.S8", 10.0) for target in (SM_90A, SM_100A, SM_120A)}
+
+
+def compiled_int(kind: str, group: int, target: CudaTarget) -> Sass:
+    """The kernel that the compiler would choose for a FLUX layer, from the tests' source."""
+    of_kind = KINDS[kind]
+    product = Coded(of_kind.x_bits, of_kind.w_bits, group, of_kind.codes.startswith("S4<"))
+    tile = choose_tile(target, product, *FLUX)
+    sizes = tile.cpp.removeprefix("svdq::GemmTile<").removesuffix(">")
+    name = f"gemm_{kind}_g{group}"
+    math = "Bf16Math" if target.has_async_copies else "F16Math"
+    kernel = f"{name}, {of_kind.codes}, {group}, {product.bk}, 1, {sizes}"
+    return disassembled(name, kernel_text(math, [kernel]), target)
+
+
+@pytest.mark.parametrize("target", [*S4, *WIDENED], ids=lambda target: target.arch)
+def test_w4a4__instructions(target: CudaTarget, gate_loop: GateLoop) -> None:
+    kind = "s4" if target in S4 else "s4_widened"
+    opcode, budget = (S4 | WIDENED)[target]
+    kernel = compiled_int(kind, 64, target)
+    kernel.require_opcode(opcode)
+    kernel.require_clean()
+    gate_loop(kernel, opcode, budget)
+
+
+@pytest.mark.parametrize("target", [SM_75, SM_80, SM_90A], ids=lambda target: target.arch)
+def test_float_linear__instructions(target: CudaTarget, gate_loop: GateLoop) -> None:
+    turing = target is SM_75
+    tile = choose_tile(target, Floats(2, 2), *FLUX)
+    sizes = tile.cpp.removeprefix("svdq::GemmTile<").removesuffix(">")
+    kind = ("F16Math" if turing else "Bf16Math", "bf16", "Vector")
+    kernel = disassembled("_".join(kind), kernel_source([kind], sizes), target)
+    opcode = "HMMA.1688.F32" if turing else "HMMA.16816.F32.BF16"
+    kernel.require_opcode(opcode)
+    kernel.require_clean()
+    # By kernel: splitting 16 x 16 of x takes 24 instructions for every 2 x 4 operations of its row of tiles.
+    gate_loop(kernel, opcode, 7.0)
