@@ -84,18 +84,18 @@ struct F16Math {
     float unit[2];  // of columns 2 t and 2 t + 1
   };
 
-  // The power of two that brings `largest`, of the four lanes of a quad, to [2^14, 2^15).
-  SVDQ_INLINE float factor(float largest, float& unit) {
-    const uint32_t exponent = bits_of(lanes_max<4>(largest)) >> 23;
+  // The power of two that brings the largest of these, in the four lanes of a quad, to [2^14,
+  // 2^15). Bits of magnitudes order as the magnitudes do.
+  SVDQ_INLINE float factor(float x, float y, float z, float w, float& unit) {
+    const uint32_t most =
+        larger(larger(magnitude(x), magnitude(y)), larger(magnitude(z), magnitude(w)));
+    const uint32_t exponent = lanes_max<4>(most) >> 23;
     const uint32_t within = exponent < 15 ? 15 : exponent > 254 ? 254 : exponent;
     unit = float_of((within - 14) << 23);
     return float_of((268 - within) << 23);
   }
-  SVDQ_INLINE float magnitude(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
-  SVDQ_INLINE float larger(float x, float y) { return x > y ? x : y; }
-  SVDQ_INLINE float largest(float x, float y, float z, float w) {
-    return larger(larger(magnitude(x), magnitude(y)), larger(magnitude(z), magnitude(w)));
-  }
+  SVDQ_INLINE uint32_t magnitude(float x) { return bits_of(x) & 0x7fffffffu; }
+  SVDQ_INLINE uint32_t larger(uint32_t x, uint32_t y) { return x > y ? x : y; }
   SVDQ_INLINE void split(float x, float y, uint32_t& hi, uint32_t& lo) {
     hi = pack_f16x2(x, y);
     const float2 near = unpack_f16x2(hi);
@@ -105,7 +105,7 @@ struct F16Math {
     SVDQ_UNROLL
     for (int row = 0; row < 2; ++row) {
       const float* const of_row = x + 4 * row;
-      const float f = factor(largest(of_row[0], of_row[1], of_row[2], of_row[3]), a.unit[row]);
+      const float f = factor(of_row[0], of_row[1], of_row[2], of_row[3], a.unit[row]);
       split(of_row[0] * f, of_row[1] * f, a.hi[row], a.lo[row]);
       split(of_row[2] * f, of_row[3] * f, a.hi[2 + row], a.lo[2 + row]);
     }
@@ -122,7 +122,7 @@ struct F16Math {
   }
   SVDQ_INLINE void split_b(const float (&w)[4], B& b) {
     float unit;
-    const float f = factor(largest(w[0], w[1], w[2], w[3]), unit);
+    const float f = factor(w[0], w[1], w[2], w[3], unit);
     split(w[0] * f, w[1] * f, b.hi[0], b.lo[0]);
     split(w[2] * f, w[3] * f, b.hi[1], b.lo[1]);
     const uint32_t t = lane_id() % 4;
