@@ -94,7 +94,8 @@ class Sass:
         assert self.registers <= max_registers, f"{where}: {self.registers} registers"
 
     def calls(self) -> list[Instruction]:
-        """Calls, but for those of stubs in which ptxas lets lanes meet before one exchange."""
+        """Calls of functions: not of stubs in which ptxas lets lanes meet before one exchange, and not jumps to the
+        kernel's own end (a loop's exit may be spelled as a call that never returns)."""
         place = {instruction.address: i for i, instruction in enumerate(self.instructions)}
         found = []
         for call in self.instructions:
@@ -102,9 +103,12 @@ class Sass:
                 continue
             target = re.search(r"0x([0-9a-f]+)$", call.text)
             begin = place.get(int(target.group(1), 16)) if target else None
-            body = self.instructions[begin : begin + LONGEST_STUB] if begin is not None else ()
+            body = self.instructions[begin:] if begin is not None else ()
             names = [instruction.opcode.partition(".")[0] for instruction in body]
-            if "RET" not in names or not set(names[: names.index("RET")]) & EXCHANGES:
+            end = next((i for i, name in enumerate(names) if name in ("RET", "EXIT")), len(names))
+            returns = names[end : end + 1] == ["RET"]
+            stub = end < LONGEST_STUB and set(names[:end]) & EXCHANGES
+            if begin is None or (returns and not stub):
                 found.append(call)
         return found
 

@@ -9,22 +9,10 @@
 #ifndef SVDQ_CUDA_ATTENTION_SIMT_H
 #define SVDQ_CUDA_ATTENTION_SIMT_H
 
+#include "svdq_cuda/attention_args.h"
 #include "svdq_cuda/math.h"
 
 namespace svdq {
-
-// Rows and columns of q [q_len, head_dim], k [kv_len, head_dim], v [kv_len, v_dim] and mask
-// [q_len, kv_len] by stride. mask_bool: true where seen; mask_f32: added; causal: key <= query.
-struct AttentionArgs {
-  const float *q, *k, *v;
-  int64_t q_len, kv_len;
-  int64_t q_row, q_col, k_row, k_col, v_row, v_col;
-  const uint8_t* mask_bool;
-  const float* mask_f32;
-  int64_t mask_row, mask_col;
-  float scale;
-  bool causal;
-};
 
 template <int HEAD_DIM, int V_DIM, int QUERIES, int KEYS>
 struct SimtAttention {
