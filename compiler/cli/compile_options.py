@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from svdqc.compiler.quantize.recipe import PRECISIONS, Recipe
+from svdqc.compiler.quantize.recipe import MODULATIONS, PRECISIONS, Recipe
+from svdqc.compiler.quantize.schemes import SCHEMES
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -43,7 +44,16 @@ def recipe_options(command: Decorated) -> Decorated:
             type=click.Choice(PRECISIONS),
             default="auto",
             show_default=True,
-            help="Of weights and activations; 'none' compiles without quantizing.",
+            help="Of weights and activations: "
+            + "; ".join(f"{name}, {scheme.summary}" for name, scheme in SCHEMES.items())
+            + "; none compiles without quantizing; auto is the target's best.",
+        ),
+        click.option(
+            "--modulation",
+            type=click.Choice(MODULATIONS),
+            default="w4a16",
+            show_default=True,
+            help="Of layers with one row per image (adaLN): 4-bit weights, or kept as they are.",
         ),
         click.option(
             "--rank",
@@ -87,9 +97,15 @@ def target_text(targets: tuple[str, ...]) -> str:
 
 
 def make_recipe(
-    precision: str, rank: int | str, keep: tuple[str, ...], quantize: tuple[str, ...]
+    precision: str,
+    rank: int | str,
+    keep: tuple[str, ...],
+    quantize: tuple[str, ...],
+    modulation: str = "w4a16",
 ) -> Recipe:
-    return Recipe(precision=precision, rank=rank, keep=keep, quantize=quantize)
+    return Recipe(
+        precision=precision, rank=rank, keep=keep, quantize=quantize, modulation=modulation
+    )
 
 
 def load_inputs(path: Path | None, model: str) -> dict[str, Any] | None:

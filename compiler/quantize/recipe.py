@@ -22,7 +22,7 @@ ACTIVATION_RANGES = {
     "nvfp4": ("auto", "six", "four_over_six", "best_of_three"),
 }
 WEIGHT_RANGES = ("symmetric", "signed8")
-GROUP_SIZES = (16, 32, 64, 128)
+GROUP_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Recipe:
     gptq               error feedback while rounding weights (needs samples)
     rotate             block-Hadamard rotation of activations; "auto" keeps it where held-out error falls
     activation_range   int4: "signed8" maps the largest magnitude to code -8, "symmetric" to +-7; "auto" is
-    "signed8", or
-                       unsigned codes after GELU-like functions where they win.
+                       "signed8", or unsigned codes after GELU-like functions where they win.
                        nvfp4: "six", "four_over_six" or "best_of_three" (formats.E2M1_RANGES); "auto" is the last
     weight_range       the same for weights
     clip               search a weight range smaller than the largest magnitude
@@ -66,7 +65,7 @@ class Recipe:
     refine_iterations: int = 4
     bias_correction: bool = True
     seed: int = 0
-    modulation: str = "keep"
+    modulation: str = "w4a16"
     keep: tuple[str, ...] = ()
     quantize: tuple[str, ...] = ()
 

@@ -19,6 +19,8 @@ from svdqc.compiler.quantize.recipe import Recipe
         ("rank", True),
         ("rank", "many"),
         ("group_size", 48),
+        ("group_size", 16),
+        ("modulation", "int4"),
         ("rotate", "yes"),
         ("activation_range", "unsigned"),
         ("weight_range", "auto"),

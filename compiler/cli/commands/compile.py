@@ -80,6 +80,7 @@ def command(
     output: Path,
     targets: tuple[str, ...],
     precision: str,
+    modulation: str,
     rank: int | str,
     keep: tuple[str, ...],
     quantize: tuple[str, ...],
@@ -98,7 +99,7 @@ def command(
     import svdqc
     from svdqc.compiler.cli.progress_bar import progress_display
 
-    recipe = make_recipe(precision, rank, keep, quantize)
+    recipe = make_recipe(precision, rank, keep, quantize, modulation)
     began = time.perf_counter()
     with _told_of_finished_work(output), progress_display(quiet or as_json) as progress:
         artifact = svdqc.compile(
@@ -136,7 +137,7 @@ def _told_of_finished_work(output: Path) -> Iterator[None]:
     except BaseException:
         work = work_path(output)
         if work.is_dir():
-            told = f"finished layers are kept in {work}; the same command with --resume goes on from there"
+            told = f"finished work is kept in {work}; the same command with --resume goes on from there"
             print(f"svdqc: {told}", file=sys.stderr)
         raise
 

@@ -34,6 +34,7 @@ def command(
     subject: str,
     targets: tuple[str, ...],
     precision: str,
+    modulation: str,
     rank: int | str,
     keep: tuple[str, ...],
     quantize: tuple[str, ...],
@@ -48,7 +49,7 @@ def command(
         subject,
         load_inputs(inputs_file, subject),
         target=target_text(targets),
-        recipe=make_recipe(precision, rank, keep, quantize),
+        recipe=make_recipe(precision, rank, keep, quantize, modulation),
         dynamic=dynamic,
     )
     if as_json:
