@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,11 @@ def _load(folder: Path) -> Any:
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32
     try:
-        pipeline = load(str(folder), torch_dtype=dtype, local_files_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "`torch_dtype` is deprecated"
+            )  # the older name of `dtype`
+            pipeline = load(str(folder), torch_dtype=dtype, local_files_only=True)
     except Exception as error:  # diffusers and transformers raise many types
         raise PipelineUnusable(
             "calibration",
