@@ -1,6 +1,6 @@
 """Run whole programs lowered for CUDA on the CPU: the plan, launch by launch, through the host back end.
 
-    outputs = run_on_host(program, lowered, inputs)         lowered = lower(program, fusion, backend=CudaBackend(target))
+    outputs = run_on_host(program, lowered, inputs)     lowered = lower(program, fusion, backend=CudaBackend(target))
 
 Arena, outputs and scratch begin poisoned; what lies around each buffer must stay as it was.
 """
@@ -60,10 +60,8 @@ class PlanRunner:
         def memory(arg: BufferArg) -> Bytes:
             buffer = self.plan.buffers[arg.buffer]
             lists = {"input": given, "output": results, "weight": self.weights}
-            if buffer.kind == "arena":
-                whole = arena[buffer.arena_offset :]
-            else:
-                whole = lists[buffer.kind][buffer.index]
+            in_arena = buffer.kind == "arena"
+            whole = arena[buffer.arena_offset :] if in_arena else lists[buffer.kind][buffer.index]
             offset, size = arg.byte_offset.evaluate(dims), arg.num_bytes.evaluate(dims)
             assert offset + size <= whole.nbytes
             return whole[offset : offset + size]
@@ -88,12 +86,17 @@ class PlanRunner:
         return outputs
 
     def _dims(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+        """Each dim by the first input size that is an expression of it alone, tried in order of its values."""
         found: dict[str, int] = {}
         for port in self.plan.inputs:
             for expr, size in zip(port.shape, inputs[port.name].shape, strict=True):
-                for symbol in expr.symbols():
-                    if str(expr) == symbol.name:
-                        found[symbol.name] = int(size)
+                names = {symbol.name for symbol in expr.symbols()} - found.keys()
+                for dim in self.plan.dims:
+                    if names == {dim.name} == {s.name for s in expr.symbols()}:
+                        values = range(dim.lo, dim.hi + 1)
+                        found[dim.name] = next(
+                            v for v in values if expr.evaluate({dim.name: v}) == size
+                        )
         return found
 
 
