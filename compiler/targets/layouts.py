@@ -15,13 +15,20 @@ import re
 import torch
 from torch import Tensor
 
-from svdqc.compiler.targets import cpu_layouts, cpu_layouts_codes, cpu_layouts_f32, cuda_layouts
+from svdqc.compiler.targets import (
+    cpu_layouts,
+    cpu_layouts_codes,
+    cpu_layouts_f32,
+    cuda_layouts,
+    cuda_layouts_conv,
+)
 from svdqc.compiler.targets.layout import Layout
 
 ROW_MAJOR = "row_major"
 REGISTERED: dict[str, Layout] = {
     **cpu_layouts_codes.LAYOUTS,
     **cuda_layouts.LAYOUTS,
+    **cuda_layouts_conv.LAYOUTS,
 }
 
 

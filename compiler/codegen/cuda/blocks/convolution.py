@@ -1,17 +1,41 @@
-"""A convolution as an implicit product: rows are output positions, k runs over taps, then channels."""
+"""A convolution as an implicit product on tensor cores: `cuda/conv.cu.j2`. Rows are output positions, k runs over taps,
+then channels. Groups and transposition go to `convolution_simt.py`."""
 
 from __future__ import annotations
 
-from svdqc.compiler.codegen.cuda.blocks.parts import bias_text
-from svdqc.compiler.codegen.cuda.blocks.product import Product, product_code
+from math import prod
+from typing import Any
+
+from svdqc.compiler.codegen.cuda.blocks.convolution_simt import convolution_simt
+from svdqc.compiler.codegen.cuda.blocks.product import product_block
+from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
+    STORED,
+    floats_of,
+    math_of,
+    product_code,
+    tile_block,
+    tile_of,
+)
+from svdqc.compiler.codegen.cuda.tiles import Floats
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
-from svdqc.compiler.codegen.printing.operands import stored_kind, strided, weight_source
+from svdqc.compiler.codegen.printing.operands import strided, strides_of, weight_source
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
-from svdqc.compiler.ir.intexpr import prod
+from svdqc.compiler.codegen.scalar import DTYPE_NAMES
+from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.targets.cuda import CudaTarget
+
+COPIED = 4
+"""Floats of one 16-byte copy."""
+
+
+def convolution_block(program: RowProgram, target: CudaTarget) -> Block:
+    if not _is_product(program):
+        return product_block(program, target)
+    product, outputs, k = _product(program, target)
+    return tile_block(tile_of(target, program, product, outputs, k))
 
 
 def convolution(
@@ -21,80 +45,64 @@ def convolution(
     params: Params,
     block: Block,
 ) -> AnchorCode:
+    if not _is_product(program):
+        return convolution_simt(target, program, printer, params, block)
     anchor = program.region.anchor
     assert anchor is not None
-    x, weight, bias, stride, padding, dilation, transposed, _, groups = operands(anchor)[:9]
+    x, weight, bias, stride, padding, dilation = operands(anchor)[:6]
+    product, outputs, k = _product(program, target)
+    tile = tile_of(target, program, product, outputs, k)
+    stored = DTYPE_NAMES[weight_source(weight).meta["val"].dtype]
     in_shape, out_shape = program.table.shape(x), program.table.shape(anchor)
-    kernel = [int(s) for s in weight.meta["val"].shape[2:]]
-    groups, taps = int(groups), prod(kernel).const
-    group_channels = in_shape[1].const // groups
-    group_outputs = out_shape[1].const // groups
-    num_rows = program.region.layout.num_rows
-    rows_text = params.scalar(num_rows, force=True)
-    tiles = -(-group_outputs // block.columns)
-    lines = [
-        f"const int64_t row_begin = task / {tiles * groups} * {block.rows};",
-        f"const int64_t group = task % {tiles * groups} / {tiles};",
-        f"const int64_t col_begin = group * {group_outputs} + task % {tiles} * {block.columns};",
-        f"const int64_t col_end = svdq::min_i64((group + 1) * {group_outputs}, col_begin + {block.columns});",
-        f"const int64_t rows = svdq::min_i64({block.rows}, {rows_text} - row_begin);",
-    ]
-    operand = strided(program, printer, x)
-
-    # The input position of each axis, from the row (an output position) and the tap.
-    a = [
-        f"const uint32_t channel = static_cast<uint32_t>(ik) % {group_channels}u;",
-        f"uint32_t tap = static_cast<uint32_t>(ik) / {group_channels}u;",
-        "uint32_t position = static_cast<uint32_t>(row_begin + r);",
-    ]
-    address = [
-        operand.pointer,
-        f"(group * {group_channels} + channel) * {params.scalar(operand.strides[1])}",
-    ]
-    for axis in reversed(range(len(kernel))):
-        size = params.scalar(out_shape[2 + axis], force=True)
-        extent = params.scalar(in_shape[2 + axis], force=True)
-        reach = f"static_cast<int64_t>(tap % {kernel[axis]}u) * {int(dilation[axis])}"
-        out = f"static_cast<int64_t>(position % static_cast<uint32_t>({size}))"
-        if transposed:
-            a += [
-                f"const int64_t from{axis} = {out} + {int(padding[axis])} - {reach};",
-                f"if (from{axis} < 0 || from{axis} % {int(stride[axis])} != 0) return 0.0f;",
-                f"const int64_t in{axis} = from{axis} / {int(stride[axis])};",
-            ]
-        else:
-            a.append(
-                f"const int64_t in{axis} = {out} * {int(stride[axis])} - {int(padding[axis])} + {reach};"
-            )
-        a += [
-            f"if (in{axis} < 0 || in{axis} >= {extent}) return 0.0f;",
-            f"position /= static_cast<uint32_t>({size});",
-            f"tap /= {kernel[axis]}u;",
-        ]
-        address.append(f"in{axis} * {params.scalar(operand.strides[2 + axis], force=True)}")
-    address.append(
-        f"static_cast<int64_t>(position) * {params.scalar(operand.strides[0], force=True)}"
+    held = strided(program, printer, x)
+    found = strides_of(program, printer.storages, x)
+    assert found is not None
+    batch_step, channel_step, *steps = held.strides
+    context: dict[str, Any] = {
+        "gemm": f"svdq::FloatGemm<Tile, svdq::{math_of(target)}, svdq::Stored::{STORED[stored]}, {product.bk}>",
+        "in_features": k,
+        "w": printer.pointer(printer.storages.packed(weight_source(weight), f"conv_{stored}_mma")),
+        "bk": product.bk,
+        "axes": len(steps),
+        "wide": COPIED if _copies_16_bytes(in_shape[1], held.strides, found[2]) else 1,
+        "input": held.pointer,
+        "channels": in_shape[1].const,
+        "kernel": [int(s) for s in weight.meta["val"].shape[2:]],
+        "stride": [int(s) for s in stride],
+        "padding": [int(p) for p in padding],
+        "dilation": [int(d) for d in dilation],
+        "out_sizes": [params.scalar(s, force=True) for s in out_shape[2:]],
+        "in_sizes": [params.scalar(s, force=True) for s in in_shape[2:]],
+        "steps": [params.scalar(s) for s in steps],
+        "batch_step": params.scalar(batch_step),
+        "channel_step": params.scalar(channel_step),
+    }
+    code = product_code(
+        "cuda/conv.cu.j2", program, printer, params, tile, product, outputs, bias, context
     )
-    a.append(f"return *({' + '.join(address)});")
+    code.headers.append("conv_rows.h")
+    return code
 
-    storage = printer.storages[weight_source(weight)]
-    channel, tap = f"ik % {group_channels}", f"ik / {group_channels}"
-    if transposed:  # [groups * channels, outputs, taps]
-        at = f"((group * {group_channels} + {channel}) * {group_outputs} + column - group * {group_outputs})"
-    else:  # [groups * outputs, channels, taps]
-        at = f"(column * {group_channels} + {channel})"
-    element = f"{printer.pointer(storage)}[{at} * {taps} + {tap}]"
-    return product_code(
-        program,
-        printer,
-        block,
-        Product(
-            lines,
-            num_rows.ceildiv(block.rows) * (tiles * groups),
-            str(group_channels * taps),
-            a,
-            [f"return svdq::{stored_kind(storage)}::load({element});"],
-            bias_text(printer, bias),
-            {},
-        ),
-    )
+
+def _is_product(program: RowProgram) -> bool:
+    anchor = program.region.anchor
+    assert anchor is not None
+    transposed, _, groups = operands(anchor)[6:9]
+    return not transposed and int(groups) == 1
+
+
+def _product(program: RowProgram, target: CudaTarget) -> tuple[Floats, int, int]:
+    """How weights are multiplied, output channels, taps * channels."""
+    anchor = program.region.anchor
+    assert anchor is not None
+    weight = operands(anchor)[1]
+    outputs, *rest = (int(s) for s in weight.meta["val"].shape)
+    stored = DTYPE_NAMES[weight_source(weight).meta["val"].dtype]
+    return floats_of(target, stored), outputs, prod(rest)
+
+
+def _copies_16_bytes(channels: IntExpr, strides: tuple[IntExpr, ...], offset: IntExpr) -> bool:
+    """Whether every group of four channels lies together at a multiple of 16 bytes; buffers begin at one."""
+    batch_step, channel_step, *steps = strides
+    multiples = (channels, offset, batch_step, *steps)
+    return channel_step == 1 and all(size % COPIED == 0 for size in multiples)

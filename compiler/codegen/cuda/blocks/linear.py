@@ -6,6 +6,7 @@ from typing import Any
 
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
     STORED,
+    floats_of,
     math_of,
     product_code,
     tile_block,
@@ -37,12 +38,7 @@ def _product(program: RowProgram, target: CudaTarget) -> tuple[Floats, str, tupl
     weight = operands(anchor)[1]
     stored = DTYPE_NAMES[weight_source(weight).meta["val"].dtype]
     out_features, in_features = (int(s) for s in weight.meta["val"].shape)
-    # hi and lo of x; of w too where one 16-bit float of this target does not hold it.
-    exact = stored == ("bf16" if math_of(target) == "Bf16Math" else "f16")
-    turing = math_of(target) == "F16Math"
-    two = exact or (turing and stored == "bf16")
-    product = Floats(4 if stored == "f32" else 2, 2 if two else 3)
-    return product, stored, (out_features, in_features)
+    return floats_of(target, stored), stored, (out_features, in_features)
 
 
 def linear(
@@ -71,7 +67,7 @@ def linear(
         context["x_rows"] = {
             "x": pointer.replace("row_begin", "tile_row"),
             "ldx": ldx,
-            "vector": "true" if _copies_16_bytes(pointer, ldx, in_features) else "false",
+            "vector": "true" if copies_16_bytes(pointer, ldx, in_features) else "false",
         }
     else:
         body, text, _ = printer.gathered_value(x, None, "")
@@ -89,7 +85,7 @@ def linear(
     )
 
 
-def _copies_16_bytes(pointer: str, ldx: str, in_features: int) -> bool:
+def copies_16_bytes(pointer: str, ldx: str, in_features: int) -> bool:
     """Whether rows begin and end at multiples of 16 bytes; buffers do. pointer: "buffer + offset + row_begin * ldx"."""
     offset = pointer.split(" + ")[1]
     numbers = (offset, ldx, str(in_features))

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from svdqc.compiler.codegen.cuda.blocks.attention import attention, attention_block
 from svdqc.compiler.codegen.cuda.blocks.bmm import bmm
-from svdqc.compiler.codegen.cuda.blocks.convolution import convolution
+from svdqc.compiler.codegen.cuda.blocks.convolution import convolution, convolution_block
 from svdqc.compiler.codegen.cuda.blocks.linear import linear, linear_block
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import linear_s4, linear_s4_block
+from svdqc.compiler.codegen.cuda.blocks.linear_w import linear_w, linear_w_block
 from svdqc.compiler.codegen.cuda.blocks.plan import rows_block
 from svdqc.compiler.codegen.cuda.blocks.product import product_block
 from svdqc.compiler.codegen.cuda.blocks.rows import rows
@@ -27,8 +28,9 @@ BLOCKS: dict[str | None, tuple[PlanBlock, Describe]] = {
     None: (rows_block, rows),  # no anchor
     anchors.LINEAR: (linear_block, linear),
     anchors.LINEAR_S4: (linear_s4_block, linear_s4),
+    anchors.LINEAR_W: (linear_w_block, linear_w),
     anchors.ATTENTION: (attention_block, attention),
-    anchors.CONVOLUTION: (product_block, convolution),
+    anchors.CONVOLUTION: (convolution_block, convolution),
     anchors.BMM: (product_block, bmm),
 }
 

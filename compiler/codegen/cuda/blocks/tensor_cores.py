@@ -21,6 +21,15 @@ def math_of(target: CudaTarget) -> str:
     return "Bf16Math" if "bf16" in target.tensor_ops else "F16Math"
 
 
+def floats_of(target: CudaTarget, stored: str) -> Floats:
+    """Products of f32 activations with weights stored so: hi and lo of x; of w too where one 16-bit float of this
+    target does not hold it."""
+    turing = math_of(target) == "F16Math"
+    exact = stored == ("f16" if turing else "bf16")
+    two = exact or (turing and stored == "bf16")
+    return Floats(4 if stored == "f32" else 2, 2 if two else 3)
+
+
 def tile_of(
     target: CudaTarget, program: RowProgram, product: Coded | Floats, n: int, k: int
 ) -> Tile:
