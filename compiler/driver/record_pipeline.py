@@ -46,7 +46,7 @@ class PipelineRecording:
             done = f"{stem}-{at}"
             if not _whole(work, done):
                 if pipeline is None:
-                    pipeline = _load(self.folder)
+                    pipeline = load_pipeline(self.folder)
                 calls = self._draw(pipeline, prompt, at)
                 for step, call in calls.items():
                     work.write(f"{done}-{step}", call)
@@ -57,7 +57,7 @@ class PipelineRecording:
     def _draw(self, pipeline: Any, prompt: Any, number: int) -> dict[int, dict[str, torch.Tensor]]:
         """{number of the call: its tensors} of one drawing."""
         heard: list[dict[str, torch.Tensor]] = []
-        denoiser = _denoiser(pipeline, self.folder)
+        denoiser = denoiser_of(pipeline, self.folder)
         signature = inspect.signature(denoiser.forward)
 
         def listen(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -149,7 +149,7 @@ def _chosen(num_steps: int, prompt: int, per_prompt: float | None) -> list[int]:
     return [k for k in range(num_steps) if int((k + 1) * ratio + offset) > int(k * ratio + offset)]
 
 
-def _load(folder: Path) -> Any:
+def load_pipeline(folder: Path) -> Any:
     try:
         from diffusers import DiffusionPipeline
     except ImportError as error:
@@ -179,7 +179,7 @@ def _load(folder: Path) -> Any:
     return pipeline.to("cuda") if on_gpu else pipeline
 
 
-def _denoiser(pipeline: Any, folder: Path) -> torch.nn.Module:
+def denoiser_of(pipeline: Any, folder: Path) -> torch.nn.Module:
     for name in DENOISERS:
         module = getattr(pipeline, name, None)
         if isinstance(module, torch.nn.Module):
