@@ -6,9 +6,10 @@
     s8_mma       w_codes [N, K] int8            -> int8  [N/32, K/64, 4, 32, 4, 4]
     scale_mma    w_scale [N, groups]            -> bfloat16 [N/32, groups, 4, 4, 2]
     f32_mma, bf16_mma, f16_mma   w [N, K]       -> same dtype [N/32, K/16, 2, 32, 2, 4]
-    s4_rows      w_codes [N, K] int8, 4 bits    -> uint8 [N/16, K/64, 32, 4, 4]  weights as the left operand
+    s4_rows, nf4_rows            w_codes [N, K] -> uint8 [N/16, K/64, 32, 4, 4]  weights as the left operand
+    scale_rows   w_scale [N, groups]            -> bfloat16 [N/16, groups, 8, 2]
 
-Lanes are (g, t) = (lane / 4, lane % 4); g is the column within 8. N is padded to a multiple of 32 (s4_rows: 16), K of
+Lanes are (g, t) = (lane / 4, lane % 4); g is the column within 8. N is padded to a multiple of 32 (rows: 16), K of
 64 (floats: 16), with zeros.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from svdqc.compiler.targets.layout import Layout, Shape
 from svdqc.errors import SvdqcError
 
-COLUMNS = 32
+COLUMNS, ROWS = 32, 16
 K_CODES, K_FLOATS = 64, 16
 
 
@@ -112,12 +113,7 @@ def unpack_s8_mma(flat: Tensor, shape: Shape) -> Tensor:
 
 def pack_scale_mma(w_scale: Tensor) -> Tensor:
     """Column 8 j + 2 t + i of a panel at [panel, group, t, j, i]."""
-    scale = w_scale.to(torch.bfloat16)
-    if scale.dim() != 2 or not torch.equal(scale.to(torch.float32), w_scale.to(torch.float32)):
-        raise UnpackableCudaWeight(
-            "pack", "w_scale", "scales with more bits than bfloat16 has", "round them before coding"
-        )
-    padded = _padded(scale, COLUMNS, 1)
+    padded = _padded(_bf16(w_scale), COLUMNS, 1)
     columns = padded.reshape(padded.shape[0] // COLUMNS, 4, 4, 2, padded.shape[1])
     return columns.permute(0, 4, 2, 1, 3).contiguous()  # [panel, group, t, j, i]
 
@@ -145,28 +141,64 @@ def _unpack_float_mma(flat: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
 
 
 def pack_s4_rows(w_codes: Tensor) -> Tensor:
-    """Weights as rows of mma_bf16's left operand, 16 at a time: lane (g, t) has rows g and g + 8.
+    """Weights as rows of the left operand, 16 at a time: lane (g, t) has rows g and g + 8.
 
-    Word s of its four is for k = 16 t + 4 s + (0 .. 3) of the 64: code + 8 of (row g, k), (g + 8, k), (g, k + 2),
-    (g + 8, k + 2) in nibbles 0 .. 3, of k + 1 and k + 3 in nibbles 4 .. 7.
+    Word s of its four is for k = 32 (s / 2) + 8 t + 4 (s % 2) + (0 .. 3): code + 8 of (row g, k), (g + 8, k),
+    (g, k + 2), (g + 8, k + 2) in nibbles 0 .. 3, of k + 1 and k + 3 in nibbles 4 .. 7.
     """
     _matrix("w_codes", w_codes, torch.int8, (-8, 7))
-    padded = _padded(w_codes, 16, K_CODES)
-    n, k = padded.shape[0] // 16, padded.shape[1] // K_CODES
-    # [panel, half, g, step, t, s, pair, i]
-    split = (padded.to(torch.int16) + 8).reshape(n, 2, 8, k, 4, 4, 2, 2)
-    lanes = split.permute(0, 3, 2, 4, 5, 7, 6, 1)  # [panel, step, g, t, s, i, pair, half]
-    nibbles = lanes.reshape(n, k, 32, 4, 4, 2)  # the last: which nibble of a byte
-    return (nibbles[..., 0] | (nibbles[..., 1] << 4)).to(torch.uint8)
+    return _pack_rows(w_codes.to(torch.int16) + 8, 8)
 
 
 def unpack_s4_rows(flat: Tensor, shape: Shape) -> Tensor:
+    return _unpack_rows(flat, shape) - 8
+
+
+def pack_nf4_rows(w_codes: Tensor) -> Tensor:
+    """Indices of quantiles, 0 .. 15, in the places of s4_rows' codes + 8. Padding is quantile 7: zero."""
+    _matrix("w_codes", w_codes, torch.int8, (0, 15))
+    return _pack_rows(w_codes.to(torch.int16), 7)
+
+
+def _pack_rows(nibbles: Tensor, zero: int) -> Tensor:
+    extra = (0, -nibbles.shape[1] % K_CODES, 0, -nibbles.shape[0] % ROWS)
+    padded = torch.nn.functional.pad(nibbles, extra, value=zero)
+    n, k = padded.shape[0] // ROWS, padded.shape[1] // K_CODES
+    split = padded.reshape(
+        n, 2, 8, k, 2, 4, 2, 2, 2
+    )  # [panel, half, g, step, s/2, t, s%2, pair, i]
+    lanes = split.permute(0, 3, 2, 5, 4, 6, 8, 7, 1)  # [panel, step, g, t, s/2, s%2, i, pair, half]
+    bytes_ = lanes.reshape(n, k, 32, 4, 4, 2)  # the last: which nibble
+    return (bytes_[..., 0] | (bytes_[..., 1] << 4)).to(torch.uint8)
+
+
+def _unpack_rows(flat: Tensor, shape: Shape) -> Tensor:
     steps = -(-shape[1] // K_CODES)
     packed = flat.view(torch.uint8).reshape(-1, steps, 32, 4, 4)
     nibbles = torch.stack((packed & 15, packed >> 4), dim=-1)
-    lanes = nibbles.reshape(-1, steps, 8, 4, 4, 2, 2, 2)  # [panel, step, g, t, s, i, pair, half]
-    rows = lanes.permute(0, 7, 2, 1, 3, 4, 6, 5).reshape(-1, steps * K_CODES)
-    return rows[: shape[0], : shape[1]].to(torch.int8) - 8
+    lanes = nibbles.reshape(-1, steps, 8, 4, 2, 2, 2, 2, 2)
+    rows = lanes.permute(0, 8, 2, 1, 4, 3, 5, 7, 6).reshape(-1, steps * K_CODES)
+    return rows[: shape[0], : shape[1]].to(torch.int8)
+
+
+def pack_scale_rows(w_scale: Tensor) -> Tensor:
+    """Scales of rows g and g + 8 of a panel of 16 at [panel, group, g]."""
+    panels = _padded(_bf16(w_scale), ROWS, 1).reshape(-1, 2, 8, w_scale.shape[1])
+    return panels.permute(0, 3, 2, 1).contiguous()
+
+
+def unpack_scale_rows(flat: Tensor, shape: Shape) -> Tensor:
+    panels = flat.view(torch.bfloat16).reshape(-1, shape[1], 8, 2).permute(0, 3, 2, 1)
+    return panels.reshape(-1, shape[1])[: shape[0]].contiguous()
+
+
+def _bf16(w_scale: Tensor) -> Tensor:
+    scale = w_scale.to(torch.bfloat16)
+    if scale.dim() != 2 or not torch.equal(scale.to(torch.float32), w_scale.to(torch.float32)):
+        raise UnpackableCudaWeight(
+            "pack", "w_scale", "scales with more bits than bfloat16 has", "round them before coding"
+        )
+    return scale
 
 
 def _lanes(packed: Tensor) -> Tensor:
@@ -182,6 +214,10 @@ def _from_lanes(flat: Tensor, shape: Shape) -> Tensor:
 
 def _signed(nibbles: Tensor) -> Tensor:
     return ((nibbles.to(torch.int16) ^ 8) - 8).to(torch.int8)
+
+
+def _row_bytes(shape: Shape) -> int:
+    return -(-shape[0] // ROWS) * ROWS * -(-shape[1] // K_CODES) * K_CODES // 2
 
 
 def _float_layout(dtype: torch.dtype) -> Layout:
@@ -202,10 +238,10 @@ LAYOUTS: dict[str, Layout] = {
     "scale_mma": Layout(
         pack_scale_mma, unpack_scale_mma, lambda s: -(-s[0] // COLUMNS) * COLUMNS * s[1] * 2
     ),
-    "s4_rows": Layout(
-        pack_s4_rows,
-        unpack_s4_rows,
-        lambda s: -(-s[0] // 16) * 16 * -(-s[1] // K_CODES) * K_CODES // 2,
+    "s4_rows": Layout(pack_s4_rows, unpack_s4_rows, _row_bytes),
+    "nf4_rows": Layout(pack_nf4_rows, _unpack_rows, _row_bytes),
+    "scale_rows": Layout(
+        pack_scale_rows, unpack_scale_rows, lambda s: -(-s[0] // ROWS) * ROWS * s[1] * 2
     ),
     "f32_mma": _float_layout(torch.float32),
     "bf16_mma": _float_layout(torch.bfloat16),

@@ -20,9 +20,10 @@ from svdqc.compiler.ir.program import Program
 from svdqc.compiler.passes.fuse import GPU_TRAITS, fuse
 from svdqc.compiler.passes.materialize import materialize
 from svdqc.compiler.quantize.ops import linear_s4, quantize_s4
+from svdqc.compiler.quantize.ops_formats import linear_w
 from svdqc.compiler.quantize.ranges import ActivationFormat
-from svdqc.compiler.quantize.reference import quantize_activation
-from svdqc.compiler.targets.cuda import SM_80, CudaTarget
+from svdqc.compiler.quantize.reference import decode_weight, quantize_activation
+from svdqc.compiler.targets.cuda import SM_75, SM_80, CudaTarget
 
 SEED = 9
 EPS = 2.0**-24
@@ -140,3 +141,64 @@ def check(case: Case, epilogue: str = "store", target: CudaTarget = SM_80) -> No
 @pytest.mark.parametrize("epilogue", list(EPILOGUES))
 def test_linear_s4__epilogues(epilogue: str) -> None:
     check(Case(33, 72, 192), epilogue)
+
+
+def run_linear(
+    m: int, n: int, k: int, stored: torch.dtype, target: CudaTarget, view: bool = False
+) -> None:
+    """A linear with float weights, of rows in memory or (view) of a product that its kernel computes."""
+    made = torch.Generator().manual_seed(hash((SEED, m, n, k)) % (1 << 31))
+    x = torch.randn(m, k, generator=made)
+    w, bias = torch.randn(n, k, generator=made).to(stored), torch.randn(n, generator=made)
+    b = ProgramBuilder()
+    rows = b.input(x.T.contiguous() if view else x)
+    if view:
+        rows = b.call(aten.permute.default, rows, [1, 0])
+    weight = b.weight("w", w)
+    if stored is not torch.float32:
+        weight = b.call(aten._to_copy.default, weight, dtype=torch.float32)
+    y = b.call(aten.linear.default, rows, weight, b.weight("bias", bias))
+    program = b.finish(b.call(aten.relu.default, y))
+    got = PlanRunner(program, _lowered(program, target))(b.inputs)["0"].double()
+    want = (x.double() @ w.double().T + bias.double()).relu()
+    size = x.double().abs() @ w.double().abs().T + bias.double().abs()
+    bound = (EPS * (3 * k + 3) + 2.0**-16) * size
+    if target is SM_75:  # relative to the largest of 16 k
+        bound += 2.0**-20 * k * x.double().abs().amax() * w.double().abs().amax()
+    assert ((got - want).abs() <= bound).all(), (SEED, float(((got - want).abs() / bound).max()))
+    assert bound.max() < 2e-2 * want.abs().max()
+
+
+@pytest.mark.parametrize("target", [SM_75, SM_80], ids=lambda target: target.arch)
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+def test_linear__stored_weights(stored: torch.dtype, target: CudaTarget) -> None:
+    run_linear(33, 70, 100, stored, target)
+
+
+def test_linear__reads_through_a_view() -> None:
+    run_linear(17, 40, 48, torch.bfloat16, SM_80, view=True)
+
+
+@pytest.mark.parametrize("form", ["s4", "nf4"])
+@pytest.mark.parametrize("m", [1, 20])
+def test_linear_w__silu_before_and_after(form: str, m: int) -> None:
+    n, k = 72, 192
+    made = torch.Generator().manual_seed(SEED)
+    lo, hi = (0, 15) if form == "nf4" else (-8, 7)
+    codes = torch.randint(lo, hi + 1, (n, k), generator=made, dtype=torch.int8)
+    scale = (0.1 * torch.randn(n, k // 64, generator=made)).bfloat16()
+    x, bias = torch.randn(m, k, generator=made), torch.randn(n, generator=made)
+    b = ProgramBuilder()
+    inner = b.call(aten.silu.default, b.input(x))
+    y = b.call(
+        linear_w, inner, b.weight("codes", codes), b.weight("scale", scale), b.weight("bias", bias), form
+    )  # fmt: skip
+    program = b.finish(b.call(aten.silu.default, y))
+    got = PlanRunner(program, _lowered(program, SM_80))(b.inputs)["0"].double()
+    rows = torch.nn.functional.silu(x.double())
+    w = decode_weight(codes, scale, form).double()
+    want = torch.nn.functional.silu(rows @ w.T + bias.double())
+    size = rows.abs() @ w.abs().T + bias.double().abs()
+    bound = 1.2 * (EPS * (3 * k + 20) + 2.0**-16) * size
+    assert ((got - want).abs() <= bound).all(), (SEED, float(((got - want).abs() / bound).max()))
+    assert bound.max() < 2e-2 * want.abs().max()
