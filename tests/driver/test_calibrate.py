@@ -368,8 +368,8 @@ def test_recording__goes_on_without_drawing_again(
 ) -> None:
     recording = PipelineRecording(dit, Prompts((1, 2, 0), steps=4), count=6)
     loads = []
-    load = record_pipeline._load
-    monkeypatch.setattr(record_pipeline, "_load", lambda f: loads.append(f) or load(f))
+    load = record_pipeline.load_pipeline
+    monkeypatch.setattr(record_pipeline, "load_pipeline", lambda f: loads.append(f) or load(f))
 
     def stop(done: int, total: int, detail: str) -> None:
         if done == 2:
