@@ -60,7 +60,14 @@ def recipe_options(command: Decorated) -> Decorated:
             type=Rank(),
             default="32",
             show_default=True,
-            help="Width of the 16-bit branch that carries what 4 bits cannot.",
+            help="Width of the 16-bit branch that carries what 4 bits cannot; auto spends the bytes of rank 32 on the "
+            "layers where they lower the model's error most (needs --calibration or --inputs).",
+        ),
+        click.option(
+            "--budget",
+            metavar="SIZE|RATIO",
+            help='Of all weights, such as "6.5MB" or 0.3 of their 16-bit bytes: ranks are chosen to fit it, and which '
+            "layers take 16 bits (with --precision auto also 8).",
         ),
         click.option(
             "--keep",
@@ -102,9 +109,15 @@ def make_recipe(
     keep: tuple[str, ...],
     quantize: tuple[str, ...],
     modulation: str = "w4a16",
+    budget: str | None = None,
 ) -> Recipe:
     return Recipe(
-        precision=precision, rank=rank, keep=keep, quantize=quantize, modulation=modulation
+        precision=precision,
+        rank=rank,
+        budget=budget,
+        keep=keep,
+        quantize=quantize,
+        modulation=modulation,
     )
 
 

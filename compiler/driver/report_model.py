@@ -8,7 +8,7 @@ error alone otherwise.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from svdqc.compiler.driver.calibrate import as_inputs, calibrate
+from svdqc.compiler.driver.calibration_source import samples_of
 from svdqc.compiler.driver.compile import capture_canonical
 from svdqc.compiler.driver.precisions import resolved
 from svdqc.compiler.driver.probes import probe_inputs, watch
@@ -25,6 +26,14 @@ from svdqc.compiler.driver.progress import Progress, Stages
 from svdqc.compiler.driver.report import allocation_report
 from svdqc.compiler.driver.report_ablation import VARIANTS, LayerData, ablation, trade_off
 from svdqc.compiler.driver.report_layers import channel_peaks, histograms, spectra
+from svdqc.compiler.driver.report_pictures import (
+    Picture,
+    PictureMaker,
+    draw_pictures,
+    picture_maker,
+    program_model,
+    side_by_side,
+)
 from svdqc.compiler.driver.work_folder import WorkFolder, work_folder
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.ir.rewrite import aten, is_call
@@ -66,15 +75,23 @@ def report_model(
     inputs: Mapping[str, Any] | None = None,
     *,
     recipe: Recipe | None = None,
-    calibration: Iterable[Mapping[str, Any]] | None = None,
+    calibration: Any = None,
     dynamic: Any = None,
     target: str = "cpu",
     num_details: int = 6,
+    pictures: Any = None,
+    prompts: Sequence[str] = (),
+    steps: int | None = None,
     jobs: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Everything the page shows, as plain data for JSON. `num_details` layers are shown with curves and ablation."""
+    """Everything the page shows, as plain data for JSON.
+
+    num_details  layers that are shown with curves and ablation
+    pictures     a picture maker, or what names one (report_pictures.py); prompts and steps are for pipeline folders
+    """
     say = Stages(progress)
+    maker = None if pictures is None else picture_maker(pictures, prompts, steps)
     asked = recipe or Recipe()
     recipe = resolved(asked, target)
     say("capture", 0, 1)
@@ -92,6 +109,8 @@ def report_model(
         )
         small = sum(n * k for n, k in study.shapes.values()) <= SMALL_MODEL
         before = _outputs(study.program, probes) if small else []
+        drawn = _drawn(maker, study.program, pictures, say, "draw in 16 bits")
+        small = small or maker is not None
         weights = {g.name: _weight_loader(study.program, g) for g in study.groups}
         shifts = {g.name: _shift(g) for g in study.groups}
         quantized = _quantized(study, small, say, jobs)
@@ -103,7 +122,8 @@ def report_model(
             data = _data(study, name, weights[name], shifts[name])
             details.append(_detail(data, study.recipes[name]))
         say("study", len(shown), max(len(shown), 1))
-        after = _outputs(study.program, probes) if small else []
+        after = _outputs(study.program, probes) if before else []
+        redrawn = _drawn(maker, study.program, pictures, say, "draw quantized")
     return {
         "format": FORMAT,
         "subject": "model",
@@ -121,8 +141,19 @@ def report_model(
         "details": details,
         "ablation": mean_ablation(details),
         "trade_off": mean_trade_off(details),
-        "pictures": [],
+        "pictures": side_by_side(drawn, redrawn),
     }
+
+
+def _drawn(
+    maker: PictureMaker | None, program: Program, source: Any, say: Say, stage: str
+) -> list[Picture]:
+    if maker is None:
+        return []
+    say(stage, 0, 1)
+    drawn = draw_pictures(maker, program_model(program), source)
+    say(stage, 1, 1)
+    return drawn
 
 
 def mean_ablation(details: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -162,7 +193,7 @@ def _prepared(
     decisions: list[Decision],
     asked: Recipe,
     recipe: Recipe,
-    given: Iterable[Mapping[str, Any]],
+    given: Any,
     calibrated: bool,
     example: Mapping[str, Any] | None,
     work: WorkFolder,
@@ -170,7 +201,7 @@ def _prepared(
     jobs: int,
 ) -> tuple[Study, list[dict[str, Tensor]]]:
     groups = quantized_groups(decisions, linear_groups(program))
-    watched = watch(given, program)
+    watched = watch(samples_of(given, work, partial(say, "record")), program)
     tokens: Mapping[str, LinearSamples] = {}
     if groups:
         tokens = calibrate(

@@ -18,6 +18,7 @@ from svdqc.errors import SvdqcError
 if TYPE_CHECKING:
     from svdqc.compiler.driver.api import compile, inspect, reference
     from svdqc.compiler.driver.progress import Progress, ProgressEvent
+    from svdqc.compiler.driver.report_api import report
     from svdqc.compiler.quantize.recipe import Recipe
     from svdqc.runtime import load
 
@@ -32,6 +33,7 @@ __all__ = [
     "inspect",
     "load",
     "reference",
+    "report",
 ]
 
 _HOMES = {
@@ -42,6 +44,7 @@ _HOMES = {
     "inspect": "svdqc.compiler.driver.api",
     "load": "svdqc.runtime",
     "reference": "svdqc.compiler.driver.api",
+    "report": "svdqc.compiler.driver.report_api",
 }
 
 

@@ -81,6 +81,7 @@ def command(
     targets: tuple[str, ...],
     precision: str,
     modulation: str,
+    budget: str | None,
     rank: int | str,
     keep: tuple[str, ...],
     quantize: tuple[str, ...],
@@ -99,7 +100,7 @@ def command(
     import svdqc
     from svdqc.compiler.cli.progress_bar import progress_display
 
-    recipe = make_recipe(precision, rank, keep, quantize, modulation)
+    recipe = make_recipe(precision, rank, keep, quantize, modulation, budget)
     began = time.perf_counter()
     with _told_of_finished_work(output), progress_display(quiet or as_json) as progress:
         artifact = svdqc.compile(

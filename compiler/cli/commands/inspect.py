@@ -35,6 +35,7 @@ def command(
     targets: tuple[str, ...],
     precision: str,
     modulation: str,
+    budget: str | None,
     rank: int | str,
     keep: tuple[str, ...],
     quantize: tuple[str, ...],
@@ -49,7 +50,7 @@ def command(
         subject,
         load_inputs(inputs_file, subject),
         target=target_text(targets),
-        recipe=make_recipe(precision, rank, keep, quantize, modulation),
+        recipe=make_recipe(precision, rank, keep, quantize, modulation, budget),
         dynamic=dynamic,
     )
     if as_json:
