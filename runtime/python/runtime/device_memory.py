@@ -87,12 +87,12 @@ def _driver(path: str) -> c.CDLL:
         "cuMemcpyHtoDAsync_v2": [pointer, c.c_void_p, c.c_size_t, c.c_void_p],
         "cuMemcpyDtoHAsync_v2": [c.c_void_p, pointer, c.c_size_t, c.c_void_p],
         "cuStreamSynchronize": [c.c_void_p],
-    }.items():
+    }.items():  # others are called with typed arguments
         getattr(library, name).argtypes = arguments
     return library
 
 
-class _Gpu:
+class Gpu:
     """A GPU's primary context, which frameworks use too; kept while this lives."""
 
     def __init__(self, device: int) -> None:
@@ -101,8 +101,13 @@ class _Gpu:
         self._library = _driver(os.environ.get("SVDQ_CUDA_DRIVER") or "libcuda.so.1")
         self.call("cuDevicePrimaryCtxRetain", c.byref(self._context), device)
 
+    def try_call(self, name: str, *arguments: Any) -> int:
+        """The driver's own CUresult."""
+        result: int = getattr(self._library, name)(*arguments)
+        return result
+
     def call(self, name: str, *arguments: Any) -> None:
-        result = getattr(self._library, name)(*arguments)
+        result = self.try_call(name, *arguments)
         if result:
             raise DeviceFailure(
                 f"[device] 'cuda': {name} failed with CUDA error {result}; see what nvidia-smi says."
@@ -124,7 +129,7 @@ class _Gpu:
 
 def synchronize(device: int) -> None:
     """Wait for what is in the device's default stream."""
-    gpu = _Gpu(device)
+    gpu = Gpu(device)
     with gpu.current():
         gpu.call("cuStreamSynchronize", LEGACY_STREAM)
 
@@ -132,7 +137,7 @@ def synchronize(device: int) -> None:
 class _Allocation:
     def __init__(self, num_bytes: int, device: int) -> None:
         self.address = 0
-        self.gpu = _Gpu(device)
+        self.gpu = Gpu(device)
         address = c.c_uint64()
         with self.gpu.current():
             self.gpu.call("cuMemAlloc_v2", c.byref(address), max(1, num_bytes))
