@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from math import prod
 from typing import Any, Protocol
 
@@ -83,7 +84,7 @@ def svdquant(
     """Quantize each group by the recipe of its name; returns a record per group for the report.
 
     A group whose precision is "none" stays as it is. `jobs` groups at once (0: one per core). Groups that `results`
-    has already are not repeated.
+    has already are not repeated. device: where the numbers are computed, "cpu" or "cuda".
     """
     results = MemoryResults() if results is None else results
     groups = [group for group in groups if recipes[group.name].precision != "none"]
@@ -118,14 +119,15 @@ def _quantize_all(
         if not results.has(key):
             weight = torch.cat([w.to(device, torch.float32) for w in weights])
             del weights
-            layer = quantize_linear(
-                weight,
-                None if found is None else _moved(found, device),
-                recipe,
-                nonnegative_after_shift=shift,
-                progress=check,
-                name=group.name,
-            )
+            with nullcontext() if device == "cpu" else torch.device(device):
+                layer = quantize_linear(
+                    weight,
+                    None if found is None else _moved(found, device),
+                    recipe,
+                    nonnegative_after_shift=shift,
+                    progress=check,
+                    name=group.name,
+                )
             results.save(key, layer)
         return key
 

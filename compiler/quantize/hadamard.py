@@ -41,12 +41,12 @@ def rotate(x: Tensor) -> Tensor:
 @functools.cache
 def matrix() -> Tensor:
     """The orthonormal block [64, 64] itself: rotate(x) = blocks(x) @ matrix(), up to rounding."""
-    return rotate(torch.eye(BLOCK))
+    return rotate(torch.eye(BLOCK, device="cpu"))
 
 
 def rotate_offline(x: Tensor) -> Tensor:
     """`rotate` by matrix product: quicker on large matrices, not the bits that kernels must match."""
-    return (x.reshape(-1, BLOCK) @ matrix()).reshape(x.shape)
+    return (x.reshape(-1, BLOCK) @ matrix().to(x.device)).reshape(x.shape)
 
 
 def rotate_gram(gram: Tensor) -> Tensor:

@@ -62,7 +62,8 @@ def leading_subspace(
     if rank == 0:
         return b.new_zeros(out_features, 0)
     width = min(rank + _OVERSAMPLING, out_features, in_features)
-    start = torch.randn(in_features, width, generator=torch.Generator().manual_seed(seed))
+    dice = torch.Generator().manual_seed(seed)
+    start = torch.randn(in_features, width, generator=dice, device="cpu").to(b.device)
     if near is not None:
         start[:, : near.shape[1]] = b.T @ near
     basis = torch.linalg.qr(b @ metric(start)).Q
