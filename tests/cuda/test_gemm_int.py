@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.cuda.host_kernels import HostKernels, guarded, margins_untouched
+from tests.cuda.host_kernels import SCHEDULES, HostKernels, guarded, margins_untouched
 
 from svdqc.compiler.targets.cuda_layouts import LAYOUTS
 
@@ -117,7 +117,9 @@ class Problem:
         bound = EPS * (groups + 2 * rank + 3) * parts + 2.0**-17 * branch
         return total, bound
 
-    def run(self, kernels: HostKernels, name: str, bm: int, bn: int) -> torch.Tensor:
+    def run(
+        self, kernels: HostKernels, name: str, bm: int, bn: int, schedule: int = 0
+    ) -> torch.Tensor:
         (m, k), n = self.x_codes.shape, self.w_codes.shape[0]
         out, margins = guarded(m * (n + 3), np.float32)
         operands = [
@@ -131,7 +133,8 @@ class Problem:
         ]
         buffers = [*(operand.numpy() for operand in operands), out]
         scalars = [m, n, k, self.low.shape[1], n + 3]
-        kernels.launch(name, buffers, scalars, grid_x=-(-m // bm) * -(-n // bn))
+        tasks = -(-m // bm) * -(-n // bn)
+        kernels.launch(name, buffers, scalars, grid_x=tasks, schedule=schedule)
         assert margins_untouched(out, margins)
         rows = torch.from_numpy(out).reshape(m, n + 3)
         assert rows[:, n:].isnan().all()
@@ -151,3 +154,64 @@ def test_gemm_int__kinds_and_groups(kernels: HostKernels, kind: str, group: int)
 
 def test_gemm_int__turing_low_rank(turing: HostKernels) -> None:
     Problem("s4", 65, 65, 640, 64).check(turing, "s4_g64")
+
+
+@pytest.mark.parametrize("m", [1, 15, 16, 17, 63, 64, 65, 127, 128, 129])
+def test_gemm_int__m_tails(kernels: HostKernels, m: int) -> None:
+    for name, bm, bn in (("s4_g64", 64, 64), ("s4_full", 128, 128), ("s4_widened_full", 128, 128)):
+        Problem(name.rpartition("_")[0], m, 40, 192, 64).check(kernels, name, bm, bn)
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 63, 64, 65, 127, 128, 129])
+def test_gemm_int__n_tails(kernels: HostKernels, n: int) -> None:
+    for name, bm, bn in (("s4_g64", 64, 64), ("s4_full", 128, 128), ("s4_widened_full", 128, 128)):
+        Problem(name.rpartition("_")[0], 20, n, 192, 64).check(kernels, name, bm, bn)
+
+
+@pytest.mark.parametrize(("kind", "group"), CASES)
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 5, 7, 8, 9])
+def test_gemm_int__k_tails(kernels: HostKernels, kind: str, group: int, groups: int) -> None:
+    """Any number of groups, odd ones and the first alone: stages and steps end anywhere."""
+    Problem(kind, 17, 40, groups * group, group).check(kernels, f"{kind}_g{group}")
+
+
+@pytest.mark.parametrize("rank", [0, 1, 8, 15, 16, 17, 32, 128])
+def test_gemm_int__ranks(kernels: HostKernels, turing: HostKernels, rank: int) -> None:
+    for library in (kernels, turing):
+        Problem("s4", 33, 65, 128, 64, rank).check(library, "s4_g64")
+
+
+@pytest.mark.parametrize(("kind", "group"), CASES)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_gemm_int__extreme_codes(kernels: HostKernels, kind: str, group: int, sign: int) -> None:
+    """The largest sums there are, of one sign: with scales of 1 and no branch the result is their exact integer."""
+    problem = Problem(kind, 16, 32, 4 * group, group, rank=0)
+    x, (low, high) = problem.kind.x_codes, problem.kind.w_codes
+    problem.x_codes.fill_(x[0] if abs(x[0]) > abs(x[1]) else x[1])
+    negative = (problem.x_codes[0, 0] < 0) == (sign > 0)
+    problem.w_codes.fill_(low if negative else high)
+    problem.x_scale.fill_(1.0)
+    problem.w_scale.fill_(1.0)
+    problem.bias.zero_()
+    exact = problem.x_codes.long() @ problem.w_codes.long().T
+    assert torch.equal(problem.run(kernels, f"{kind}_g{group}", 64, 64).long(), exact)
+
+
+WIDTHS = {
+    "flux": [(3072, 3072), (9216, 3072), (3072, 12288)],
+    "pixart": [(1152, 1152), (4608, 1152), (1152, 4608)],
+    "sdxl": [(640, 640), (1280, 1280), (10240, 1280)],
+}
+
+
+@pytest.mark.parametrize(("n", "k"), [shape for shapes in WIDTHS.values() for shape in shapes])
+def test_gemm_int__model_widths(kernels: HostKernels, n: int, k: int) -> None:
+    Problem("s4", 17, n, k, 64, rank=32).check(kernels, "s4_full", 128, 128)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_gemm_int__any_order_of_threads(kernels: HostKernels, schedule: int) -> None:
+    """What one thread reads of another's shared memory is ordered by barriers: results do not depend on the order."""
+    problem = Problem("s4", 130, 130, 1088, 64)
+    first = problem.run(kernels, "s4_full", 128, 128)
+    assert torch.equal(problem.run(kernels, "s4_full", 128, 128, schedule), first)
