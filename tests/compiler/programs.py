@@ -146,9 +146,9 @@ def native() -> CpuTarget:
     return parse_targets("native", cpu_features())[0]
 
 
-def write(program: Program, result: Lowered, path: Path) -> Path:
-    """The artifact, its kernels compiled as one translation unit (headers are parsed once)."""
-    target = native()
+def write(program: Program, result: Lowered, path: Path, target: CpuTarget | None = None) -> Path:
+    """The artifact, its kernels compiled as one translation unit (headers are parsed once); for this machine."""
+    target = target or native()
     code = build({"unit": "\n".join(result.kernels.values())}, target, 1)
 
     def tensor(planned: Any) -> ArtifactTensor:
