@@ -1,6 +1,7 @@
 """Pictures for `svdqc report`: a dozen names, drawn with whatever model is given.
 
-svdqc report examples/emoji/model/transformer --inputs out/one.npz --pictures examples/emoji/report_pictures.py:pictures
+    svdqc report examples/emoji/model/transformer --inputs out/one.npz \\
+        --pictures examples/emoji/report_pictures.py:pictures
 """
 
 from __future__ import annotations
