@@ -41,6 +41,10 @@ class MixedToolkit(SvdqcError):
     """nvcc, crt, nvvm or ptxas are of different versions: their intermediate files do not fit together."""
 
 
+class IncompleteToolkit(SvdqcError):
+    """An nvcc without one of the programs that it calls."""
+
+
 class NoHostCompiler(SvdqcError):
     """nvcc needs g++ or clang++ to preprocess."""
 
@@ -152,7 +156,15 @@ def _checked(origin: str, path: Path, is_wheel: bool) -> Nvcc:
         )
     if is_wheel and len(parts) < len(WHEELS):
         absent = ", ".join(sorted(set(WHEELS) - {name for name, _ in parts}))
-        raise MixedToolkit("compile", "nvcc", f"absent beside it: {absent}", f"run: {INSTALL}")
+        raise IncompleteToolkit("compile", "nvcc", f"absent beside it: {absent}", f"run: {INSTALL}")
+    missing = [name for name, program in _programs(path).items() if not program.is_file()]
+    if missing:
+        raise IncompleteToolkit(
+            "compile",
+            "nvcc",
+            f"{path} (from {origin}) lacks {', '.join(missing)}",
+            f"install the whole toolkit, or run: {INSTALL}",
+        )
     host = os.environ.get("NVCC_CCBIN") or shutil.which("g++") or shutil.which("clang++")
     if host is None:
         raise NoHostCompiler(
@@ -174,11 +186,21 @@ def wheel_parts() -> tuple[tuple[str, str], ...]:
 
 def _toolkit_parts(nvcc: Path, version: str) -> tuple[tuple[str, str], ...]:
     """Versions of nvcc and of the ptxas that it calls."""
-    parts = [("nvcc", version)]
-    ptxas = shutil.which("ptxas", path=f"{nvcc.resolve().parent}{os.pathsep}{nvcc.parent}")
-    if ptxas is not None:
-        parts.append(("ptxas", tool_version(Path(ptxas)) or "unknown"))
-    return tuple(parts)
+    ptxas = _programs(nvcc).get("ptxas", nvcc.with_name("ptxas"))
+    if not ptxas.is_file():
+        return (("nvcc", version),)
+    return (("nvcc", version), ("ptxas", tool_version(ptxas) or "unknown"))
+
+
+@cache
+def _programs(nvcc: Path) -> dict[str, Path]:
+    """The parts that nvcc would call, as it says itself (nvcc on the PATH may be a script); empty where it does not."""
+    command = [str(nvcc), "--dryrun", "-x", "cu", "-cubin", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    said = dict(re.findall(r"^#\$ (_HERE_|CICC_PATH)=(.*)$", done.stderr, re.MULTILINE))
+    if len(said) < 2:
+        return {}
+    return {"ptxas": Path(said["_HERE_"]) / "ptxas", "cicc": Path(said["CICC_PATH"]) / "cicc"}
 
 
 @cache

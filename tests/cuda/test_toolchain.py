@@ -18,6 +18,7 @@ from svdqc.compiler.targets.cuda_archive import ALIGNMENT, pack_cubins, unpack_c
 from svdqc.compiler.targets.cuda_toolchain import (
     WHEELS,
     BrokenNvcc,
+    IncompleteToolkit,
     MixedToolkit,
     NoHostCompiler,
     NoNvcc,
@@ -102,8 +103,22 @@ def test_wheels_must_be_one_version(
     with pytest.raises(MixedToolkit, match=r"nvidia-nvvm 13\.0\.96.*one version: pip install"):
         find_nvcc()
     monkeypatch.setattr(cuda_toolchain, "wheel_parts", installed(nvidia_cuda_crt=""))
-    with pytest.raises(MixedToolkit, match="absent beside it: nvidia-cuda-crt"):
+    with pytest.raises(IncompleteToolkit, match="absent beside it: nvidia-cuda-crt"):
         find_nvcc()
+
+
+def test_a_part_that_nvcc_calls_is_absent(
+    bare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = tool(tmp_path / "bin", "nvcc", "13.0.88")
+    says = f'echo "#\\$ _HERE_={tmp_path}/bin" >&2; echo "#\\$ CICC_PATH={tmp_path}/nvvm/bin" >&2\n'
+    nvcc.write_text(nvcc.read_text() + says)
+    tool(tmp_path / "bin", "ptxas", "13.0.88")
+    monkeypatch.setenv("NVCC", str(nvcc))
+    with pytest.raises(IncompleteToolkit, match=r"lacks cicc; install the whole toolkit"):
+        find_nvcc()
+    tool(tmp_path / "nvvm" / "bin", "cicc", "13.0.88")
+    assert find_nvcc().parts == (("nvcc", "13.0.88"), ("ptxas", "13.0.88"))
 
 
 def test_a_host_compiler_is_needed(
