@@ -25,6 +25,7 @@ from svdqc.frontends.errors import (
     UnusableInputsError,
 )
 from svdqc.frontends.lifting import SourceOf
+from svdqc.frontends.mapped_pt2 import load_mapped
 from svdqc.frontends.stores import SafetensorsWeights
 
 KINDS = "a .pt2 or .onnx file, a diffusers folder, or package.module:factory"
@@ -128,7 +129,7 @@ def _from_file(path: Path) -> Subject | ExportedProgram:
         if not zipfile.is_zipfile(path):  # torch would log a traceback of its own
             raise NotAModelError(str(path), "not a .pt2 archive", "save it with torch.export.save")
         try:
-            return torch.export.load(path)
+            return load_mapped(path)
         except Exception as error:  # torch raises RuntimeError, zipfile.BadZipFile, ValueError, …
             raise NotAModelError(
                 str(path), f"no loadable export ({error})", "save it with torch.export.save"
