@@ -10,6 +10,8 @@ from typing import IO, Any
 
 from svdqc.compiler.driver.progress import Progress, ProgressEvent
 
+_SECONDS_BETWEEN_LINES = 30.0
+
 
 @contextmanager
 def progress_display(quiet: bool = False, stream: IO[str] | None = None) -> Iterator[Progress]:
@@ -25,24 +27,43 @@ def progress_display(quiet: bool = False, stream: IO[str] | None = None) -> Iter
 
 
 class PlainLines:
-    """One line when a stage begins and one when it ends, with the seconds it took: for logs and pipes."""
+    """A line when a stage begins, one when it ends, with the seconds it took, and a few between: for logs and pipes."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._stage = ""
         self._began = 0.0
         self._closed = True
+        self._told = 0.0
 
     def __call__(self, event: ProgressEvent) -> None:
         if event.stage != self._stage or (self._closed and event.done < event.total):
             self._stage, self._began, self._closed = event.stage, time.monotonic(), False
+            self._told = self._began
             if event.done < event.total:
                 steps = f" ({event.total} steps)" if event.total > 1 else ""
                 print(f"{event.stage}{steps} ...", file=self._stream, flush=True)
+        elif event.left_s is not None and time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            text = (
+                f"{event.stage}: {event.done} of {event.total}, about {duration(event.left_s)} left"
+            )
+            print(text, file=self._stream, flush=True)
         if event.done == event.total and not self._closed:
             self._closed = True
             took = time.monotonic() - self._began
             print(f"{event.stage}: done in {took:.1f} s", file=self._stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """42 s, 12:05, 3:02:00."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02}"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 @contextmanager
@@ -53,7 +74,6 @@ def _bars(stream: IO[str]) -> Iterator[Progress]:
         MofNCompleteColumn,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
     from rich.progress import Progress as RichProgress
 
@@ -63,7 +83,7 @@ def _bars(stream: IO[str]) -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[detail]}", style="dim"),
         console=Console(file=stream),
     )
@@ -73,10 +93,11 @@ def _bars(stream: IO[str]) -> Iterator[Progress]:
         if event.stage not in tasks:
             for task in tasks.values():
                 bars.update(task, detail="")
-            tasks[event.stage] = bars.add_task(event.stage, total=event.total, detail="")
+            tasks[event.stage] = bars.add_task(event.stage, total=event.total, detail="", left="")
         detail = event.detail if event.done < event.total else ""
         task = tasks[event.stage]
-        bars.update(task, completed=event.done, total=event.total, detail=detail)
+        left = "" if event.left_s is None else duration(event.left_s)
+        bars.update(task, completed=event.done, total=event.total, detail=detail, left=left)
 
     with bars:
         yield show
