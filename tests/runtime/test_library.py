@@ -36,7 +36,7 @@ def tool(name: str, *arguments: str) -> str:
 def test_library__is_small(tmp_path: Path) -> None:
     shutil.copy(library_path(), tmp_path / "lib.so")
     tool("strip", str(tmp_path / "lib.so"))
-    assert (tmp_path / "lib.so").stat().st_size < 1_000_000
+    assert (tmp_path / "lib.so").stat().st_size < 320_000
 
 
 def test_library__needs_only_the_c_and_cpp_runtimes() -> None:
