@@ -13,6 +13,7 @@ from itertools import product
 
 from torch.fx import Node
 
+from svdqc.compiler.codegen.columns import column_places
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.printing.backend import Block
@@ -53,9 +54,12 @@ class CudaStatements(StatementPrinter):
         super().__init__(program, storages, params, scratch, block.rows)
         self.block = block
         self._is_first = program.region.anchor is None
+        self._node: Node | None = None  # the statement's
+        self._places = column_places(program) if block.columns else None
 
     def print(self, statement: Statement, columns: tuple[str, str] | None = None) -> list[str]:
         first, self._is_first = self._is_first, False
+        self._node = statement.node
         lines = super().print(statement, columns)
         return lines if first else [SYNC, *lines]
 
@@ -83,7 +87,8 @@ class CudaStatements(StatementPrinter):
     ) -> list[str]:
         loops = list(loops)
         if columns is not None:
-            return self._compute_columns(loops, body, columns)
+            assert self._node is not None
+            return self._compute_columns(self._node, body, columns)
         unrolled: list[tuple[str, int]] = []
         while loops and (count := loops[-1][1].as_int()) is not None and 0 < count <= UNROLL:
             name, _ = loops.pop()
@@ -110,32 +115,44 @@ class CudaStatements(StatementPrinter):
             "}",
         ]
 
-    def _compute_columns(
-        self, loops: list[Loop], body: Body, columns: tuple[str, str]
-    ) -> list[str]:
-        """The columns of a tile: `columns` is their range, of at most block.columns."""
+    def _compute_columns(self, node: Node, body: Body, columns: tuple[str, str]) -> list[str]:
+        """What a tile holds of a value's columns: `columns` is the tile's range, of at most block.columns."""
         anchor = self.program.region.anchor
         assert anchor is not None
+        assert self._places is not None, f"{node} does not stay in its columns"
+        place = self._places[node]
         lines = body({}, "")
-        width = self.block.columns
+        tile = self.block.columns
         head = [
-            f"const int64_t r = e / {width}u;",
-            f"const int64_t column = {columns[0]} + e % {width}u;",
-            f"if (column >= {columns[1]}) continue;",
+            f"const int64_t r = e / {tile}u;",
+            f"const int64_t column = {columns[0]} + e % {tile}u;",
         ]
-        # The anchor's own axes, in its order, whatever the order of the statement's.
+        whole = prod(
+            self.program.region.layout.atoms.sizes(self.program.region.layout.inner(anchor))
+        )
+        wrap: list[str] = []
         rest = "static_cast<uint32_t>(column)"
-        axes = self.loops(self.program.region.layout.inner(anchor))
-        for position, (name, size) in enumerate(reversed(axes)):
+        if place.first == 0 and place.width == whole:
+            head.append(f"if (column >= {columns[1]}) continue;")
+        else:  # a slice of the columns, which this tile may have none of
+            end = self.params.scalar(place.width + place.first)
+            wrap = [f"if ({columns[1]} > {place.first} && {columns[0]} < {end}) {{"]
+            head += [
+                f"if (column >= {columns[1]} || column < {place.first} || column >= {end}) continue;",
+                f"const uint32_t place = static_cast<uint32_t>(column - {place.first});",
+            ]
+            rest = "place"
+        for position, (name, size) in enumerate(place.axes):
             extent = self._unsigned(size)
-            last = position == len(axes) - 1
+            last = position == len(place.axes) - 1
             head.append(f"const int64_t {name} = {rest if last else f'{rest} % {extent}'};")
             rest = f"{rest} / {extent}"
-        return [
-            *self._thread_loop("e", f"rows * {width}"),
+        loop = [
+            *self._thread_loop("e", f"rows * {tile}"),
             *indented(head + self.decode_row(lines) + lines),
             "}",
         ]
+        return [*wrap, *indented(loop), "}"] if wrap else loop
 
     def _thread_loop(self, name: str, count: str) -> list[str]:
         return [

@@ -1,0 +1,61 @@
+"""Epilogues on tiles: what stays in its columns is computed with the product, what does not is a kernel of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.compiler.programs import canonical
+from tests.cuda.host_runner import PlanRunner
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from svdqc.compiler.codegen.lower import lower
+from svdqc.compiler.driver.variants import backend_of, plan_regions
+from svdqc.compiler.targets.cuda import SM_80
+
+WIDTH = 192
+BOUND = 2e-4
+"""64 products of 16-bit parts, 2^-16 of each left out, magnitudes below 4 and 1/8, times a slope below 4; a wrong column
+is off by a hundred times that."""
+
+
+def heads(y: Tensor) -> Tensor:
+    return y.unflatten(-1, (6, 32)).transpose(1, 2)
+
+
+# epilogue of y [2, 40, 192] → how many launches the linear and it are
+EPILOGUES: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "gelu": (F.gelu, 1),
+    "split_and_permuted": (lambda y: F.silu(heads(y)) * 2.0, 1),
+    "slice": (lambda y: F.gelu(y[..., 64:160]), 1),
+    "slice_off_the_tile": (lambda y: F.gelu(y[..., 7:100]) + 1.0, 1),
+    "two_slices": (lambda y: torch.cat([F.gelu(y[..., :96]), F.silu(y[..., 96:])], 1), 1),
+    "slice_of_heads": (lambda y: F.silu(heads(y[..., :128].repeat(1, 1, 2)[..., :192])), 2),
+    "reversed": (lambda y: y + y.flip(-1), 2),
+    "neighbours": (lambda y: y[..., 1:] * y[..., :-1], 2),
+    "row": (lambda y: y.softmax(-1), 2),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, epilogue: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.epilogue = nn.Linear(64, WIDTH), epilogue
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.epilogue(self.linear(x))
+
+
+@pytest.mark.parametrize("name", EPILOGUES)
+def test_epilogue(name: str) -> None:
+    torch.manual_seed(5)
+    epilogue, launches = EPILOGUES[name]
+    model, x = Model(epilogue).eval(), torch.randn(2, 40, 64)
+    program = canonical(model, {"x": x}).program
+    lowered = lower(program, plan_regions(program, SM_80), backend=backend_of(SM_80))
+    [found] = PlanRunner(program, lowered)({"x": x}).values()
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(x), rtol=0.0, atol=BOUND)
+    assert len(lowered.plan.launches) == launches
