@@ -80,16 +80,28 @@ def samples_of(
 
 
 def _called(factory: Callable[[], Iterable[Sample]], name: str) -> Iterator[Sample]:
+    """What the user's function yields; what it raises is said of it, at once or when it comes to that."""
     try:
-        samples = factory()
-        return iter(samples)
+        samples = iter(factory())
     except Exception as error:  # whatever the user's code raises
-        raise BadFactory(
-            "calibration",
-            name,
-            f"{type(error).__name__}: {error}",
-            "give a function without arguments that yields one input dict per call of the model",
-        ) from error
+        raise _failed(name, error) from error
+    return _yielded(samples, name)
+
+
+def _yielded(samples: Iterator[Sample], name: str) -> Iterator[Sample]:
+    while True:
+        try:
+            sample = next(samples)
+        except StopIteration:
+            return
+        except Exception as error:  # whatever the user's code raises
+            raise _failed(name, error) from error
+        yield sample
+
+
+def _failed(name: str, error: Exception) -> BadFactory:
+    remedy = "give a function without arguments that yields one input dict per call of the model"
+    return BadFactory("calibration", name, f"{type(error).__name__}: {error}", remedy)
 
 
 def _imported(text: str) -> Callable[[], Iterable[Sample]]:

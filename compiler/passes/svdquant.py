@@ -132,7 +132,9 @@ def _quantize_all(
         return key
 
     def memory(group: LinearGroup) -> int:
-        return _num_values(group) * 4 * _COPIES
+        width = int(group.x.meta["val"].shape[-1])
+        grams = _GRAMS * width * width if group.name in samples else 0
+        return 4 * (_COPIES * _num_values(group) + grams)
 
     keys: dict[str, str] = {}
     total, done = sum(map(_num_values, groups)), 0
@@ -147,8 +149,8 @@ def _quantize_all(
     return keys
 
 
-_COPIES = 8
-"""Of a weight in f32, while it is quantized."""
+_COPIES, _GRAMS = 8, 8
+"""Of a weight, and with samples of its input's Gram matrix, both in f32, while a group is quantized."""
 
 
 def _num_values(group: LinearGroup) -> int:

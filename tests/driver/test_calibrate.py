@@ -283,6 +283,15 @@ def test_factory__that_is_none() -> None:
     with pytest.raises(BadFactory, match="ZeroDivisionError"):
         calibration_source(lambda: 1 // 0, None)
 
+    def failing() -> Any:
+        yield block_models.samples(1)[0]
+        raise OSError("the second sample is lost")
+
+    samples = calibration_source(failing, None)
+    assert {*next(samples)} == {"x"}
+    with pytest.raises(BadFactory, match="the second sample is lost"):
+        next(samples)
+
 
 def test_prompts__of_text_and_yaml(tmp_path: Path) -> None:
     text, yaml = tmp_path / "prompts.txt", tmp_path / "prompts.yaml"
