@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from math import prod
@@ -21,22 +22,21 @@ Sample = Mapping[str, Any]
 
 
 class ProbeSamples:
-    """Samples on their way to calibration; `count` of them, drawn uniformly, are kept.
+    """Samples on their way to calibration; `count` of them are kept.
 
-    Evenly spaced ones would all be of the same step where a drawing's steps follow each other. A reservoir (algorithm
-    R) reads a stream of unknown length once.
+    Chance decides which: evenly spaced ones would all be of the same step where a drawing's steps follow each other.
+    A stream of unknown length is read once, through a reservoir (algorithm R).
     """
 
     def __init__(self, samples: Iterable[Sample], count: int) -> None:
         self._samples, self._count = samples, count
-        self._kept: list[Sample] = []
+        self._kept: dict[int, Sample] = {}
 
     def __iter__(self) -> Iterator[Sample]:
-        self._kept, dice = [], random.Random(0)
+        self._kept, dice = {}, random.Random(1)
         for number, sample in enumerate(self._samples):
-            if number < self._count:
-                self._kept.append(sample)
-            elif (slot := dice.randrange(number + 1)) < self._count:
+            slot = self._slot(number, dice)
+            if slot is not None:
                 self._kept[slot] = sample
             yield sample
 
@@ -45,15 +45,33 @@ class ProbeSamples:
         if not self._kept:
             for _ in self:
                 pass
-        return self._kept
+        return [self._kept[slot] for slot in sorted(self._kept)]
+
+    def _slot(self, number: int, dice: random.Random) -> int | None:
+        """Where sample `number` is kept, in place of what is there."""
+        slot = number if number < self._count else dice.randrange(number + 1)
+        return slot if slot < self._count else None
 
 
 class SizedProbeSamples(ProbeSamples):
-    """The same, of a known length."""
+    """The same, of a known length: one out of each of `count` equal stretches."""
+
+    def __init__(self, samples: Iterable[Sample], count: int) -> None:
+        super().__init__(samples, count)
+        total, dice = len(self), random.Random(1)
+        edges = [i * total // count for i in range(count + 1)]
+        self._slots = {
+            dice.randrange(begin, end): slot
+            for slot, (begin, end) in enumerate(itertools.pairwise(edges))
+            if end > begin
+        }
 
     def __len__(self) -> int:
         assert isinstance(self._samples, Sized)
         return len(self._samples)
+
+    def _slot(self, number: int, dice: random.Random) -> int | None:
+        return self._slots.get(number)
 
 
 def watch(samples: Iterable[Sample], program: Program) -> ProbeSamples:
