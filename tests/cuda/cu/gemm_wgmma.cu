@@ -1,0 +1,38 @@
+// Products of int8 codes by warpgroups: what tests/cuda/test_gemm_wgmma.py runs.
+#include "svdq_cuda/gemm_low_rank.h"
+#include "svdq_cuda/gemm_wgmma.h"
+#include "svdq_cuda/kernel.h"
+
+using Tile = svdq::GemmTile<128, 128, 8, 1, 5, 1>;
+using Gemm = svdq::WgmmaGemm<Tile>;
+
+// buffers: x codes, x scale, w codes, w scale, low, up, bias, out; scalars: rows, columns, k, rank,
+// row stride of out.
+SVDQ_CUDA_KERNEL(gemm_wgmma, Gemm::kThreads, 1, Gemm::kSharedBytes, 8, 5) {
+  const int64_t m = args.scalars[0], n = args.scalars[1], k = args.scalars[2];
+  const int64_t rank = args.scalars[3], ldo = args.scalars[4];
+  const uint32_t column_tiles = static_cast<uint32_t>(svdq::ceil_div(n, Tile::BN));
+  const int64_t row = svdq::cta_id() / column_tiles * Tile::BM;
+  const int64_t column = svdq::cta_id() % column_tiles * Tile::BN;
+  const int64_t rows = svdq::min_i64(Tile::BM, m - row);
+  const svdq::WgmmaX x{static_cast<const int8_t*>(args.buffers[0]) + row * k,
+                       static_cast<const float*>(args.buffers[1]) + row, rows, k};
+  const svdq::WgmmaW w{static_cast<const int8_t*>(args.buffers[2]),
+                       static_cast<const uint16_t*>(args.buffers[3]) + column, column};
+  const float* const bias = static_cast<const float*>(args.buffers[6]) + column;
+  Gemm gemm(svdq::shared_memory());
+  gemm.multiply(x, w);
+  gemm.scale(x, w, n - column, [&](int64_t c) SVDQ_LAMBDA { return bias[c]; });
+  if (rank > 0 && gemm.multiplies()) {
+    svdq::add_low_rank<svdq::Bf16Math<svdq::Stored::BF16>, svdq::Stored::BF16>(
+        gemm, static_cast<const float*>(args.buffers[4]) + row * rank, rows, rank, args.buffers[5],
+        column, n);
+  }
+  float* const tile = reinterpret_cast<float*>(svdq::shared_memory());
+  gemm.store_slab(0, tile);
+  float* const out = static_cast<float*>(args.buffers[7]) + row * ldo + column;
+  for (int64_t i = svdq::thread_id(); i < rows * Tile::BN; i += Gemm::kThreads) {
+    const int64_t r = i / Tile::BN, c = i % Tile::BN;
+    if (column + c < n) out[r * ldo + c] = tile[r * Tile::kLd + c];
+  }
+}
