@@ -154,6 +154,11 @@ def quantize_linear(
     if with_gram:
         case = replace(case, problem=case.problem.with_gram())
     solution = solve(case, rank, recipe)
+    if with_gram and solution.error > found.drafted:
+        plain = solve(found.case, rank, recipe)
+        if plain.error < solution.error:
+            solution = plain
+            notes.append("error feedback did not lower the held-out error; rounded to nearest")
     return _finish(case, found, solution, notes, recipe.precision)
 
 

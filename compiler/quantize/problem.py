@@ -81,16 +81,12 @@ class Smoothed:
     power: Tensor
 
     def covariance(self) -> Tensor:
-        """[in_features, in_features] of the rotated input, shrunk to its diagonal as far as few tokens ask for."""
+        """[in_features, in_features] of the rotated input over the fitted tokens."""
         assert self.problem.gram is not None
-        assert self.problem.fit is not None
         inv_smooth = 1.0 / self.smooth
         gram = self.problem.gram * torch.outer(inv_smooth, inv_smooth)
         gram = rotate_gram(gram) if self.activation.rotate else gram
-        gram = (gram + gram.T) * 0.5
-        return torch.lerp(
-            gram, torch.diag(gram.diagonal()), shrinkage(gram, self.problem.fit.shape[0])
-        )
+        return (gram + gram.T) * 0.5
 
 
 def smoothed(problem: Problem, smooth: Tensor, activation: ActivationFormat) -> Smoothed:
@@ -121,7 +117,7 @@ def group_mean(values: Tensor, group_size: int) -> Tensor:
 
 
 def shrinkage(gram: Tensor, tokens: int) -> float:
-    """The share of its diagonal to mix into a sample covariance.
+    """The share of its diagonal to mix into a sample covariance, where no held-out tokens choose it.
 
     Half of the oracle-approximating shrinkage (Chen, Wiesel, Eldar, Hero 2010) of the correlation matrix: tokens of
     a sequence are no worse than independent ones here, and directions matter more than the Frobenius norm that the

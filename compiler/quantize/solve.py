@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from svdqc.compiler.quantize.codecs import Codec, codec_of
+from svdqc.compiler.quantize.damping import choose_damping
 from svdqc.compiler.quantize.gptq import (
     FeedbackFactor,
     damped_cholesky,
-    factor,
     quantize_with_feedback,
     round_to_nearest,
 )
@@ -178,17 +178,17 @@ class _Model:
 
 
 def _model(case: Smoothed, recipe: Recipe) -> _Model:
-    covariance = case.covariance()
-    noise = case.noise.clamp_min(float(case.noise.mean()) * 1e-3 + 1e-30)
-    hessian = covariance + torch.diag(noise)
     group = weight_group(case, recipe)
-    factored = factor(hessian, group)
+    damped = choose_damping(case, group, recipe.shrink)
+    factored, noise = damped.factored, damped.noise
     energy = torch.empty_like(noise)
     energy[factored.order] = factored.energy
     rounding = WEIGHT_NOISE * group_mean(energy, group)
+    hessian = damped.covariance.clone()
+    hessian.diagonal().add_(noise)
     lower = damped_cholesky(hessian)
     gain = case.gain if recipe.shrink else 1.0
-    return _Model(covariance, hessian, lower, noise, rounding, factored, gain, recipe.shrink)
+    return _Model(damped.covariance, hessian, lower, noise, rounding, factored, gain, damped.shrink)
 
 
 def _judged(case: Smoothed, low_rank: LowRank, w_codes: Tensor, w_scale: Tensor) -> Solution:
