@@ -14,6 +14,7 @@ from svdqc.errors import SvdqcError
 WARP = 32
 REGISTERS_PER_THREAD = 255
 REGISTERS_PER_SM = 65536
+SINGLE_BOARD = frozenset({(7, 2), (8, 7), (10, 1), (11, 0)})
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,11 @@ class CudaTarget:
         return ()
 
     def runs_on(self, capability: tuple[int, int]) -> bool:
-        """Cubins run on later minor versions of their major one; architecture-specific ones only on their own."""
-        if self.arch.endswith("a"):
+        """Cubins run on later minor versions of their major one; architecture-specific ones only on their own.
+
+        GPUs of single-board computers run no others' code. runtime/src/cuda_arch.cpp decides by the same rules.
+        """
+        if self.arch.endswith("a") or capability in SINGLE_BOARD:
             return capability == self.compute_capability
         return capability[0] == self.compute_capability[0] and capability >= self.compute_capability
 

@@ -39,7 +39,7 @@ def test_names(target: CudaTarget) -> None:
         ((7, 5), SM_75),
         ((8, 0), SM_80),
         ((8, 6), SM_86),
-        ((8, 7), SM_86),
+        ((8, 7), None),
         ((8, 9), SM_89),
         ((9, 0), SM_90A),
         ((10, 0), SM_100A),
