@@ -40,25 +40,29 @@ KINDS = {
     "s8s4": Kind("S8S4", "s4s8_mma", 8, 4, (-127, 127), (-8, 7)),
     "s8": Kind("S8", "s8_mma", 8, 8, (-127, 127), (-127, 127)),
 }
-GROUPS = {"s4": (32, 64, 128), "s4_widened": (32, 64, 128), "s8": (64, 128)}
+GROUPS = {"s4": (32, 64, 128), "s4_widened": (32, 64, 128), "s8": (0, 64, 128)}
+"""0: one scale for all of k."""
+BY_ROW = {("s8s4", 64), ("s8", 0)}
+"""Where a row of x has one scale: W4A8 and int8."""
 CASES = [(kind, group) for kind in KINDS for group in GROUPS.get(kind, (64,))]
 
 
 def kernel_text(math: str, kernels: list[str]) -> str:
-    """The source with these kernels, each "name, codes, group, k of a stage, min CTAs, tile"."""
+    """The source with these kernels, each "name, codes, group, by row, k of a stage, tile"."""
     lines = " \\\n".join(f"X({kernel})" for kernel in kernels)
     return f"#define MATH {math}\n#define KERNELS(X) {lines}\n" + SOURCE.read_text()
 
 
 def _small(kind: str, group: int) -> str:
     bk = 256 if KINDS[kind].x_bits == 4 else 128
-    return f"{kind}_g{group}, {KINDS[kind].codes}, {group}, {bk}, 1, {SMALL}"
+    by_row = str((kind, group) in BY_ROW).lower()
+    return f"{kind}_g{group}, {KINDS[kind].codes}, {group}, {by_row}, {bk}, {SMALL}"
 
 
 @pytest.fixture(scope="module")
 def kernels() -> HostKernels:
     """The small tile for every case, the full one for faithful W4A4."""
-    full = [f"{k}_full, {KINDS[k].codes}, 64, 256, 1, {FULL}" for k in ("s4", "s4_widened")]
+    full = [f"{k}_full, {KINDS[k].codes}, 64, false, 256, {FULL}" for k in ("s4", "s4_widened")]
     return HostKernels({"gemm_int": kernel_text("Bf16Math", [_small(*c) for c in CASES] + full)})
 
 
@@ -80,15 +84,17 @@ class Problem:
 
     def __init__(self, kind: str, m: int, n: int, k: int, group: int, rank: int = 16) -> None:
         made = torch.Generator().manual_seed(hash((SEED, m, n, k, group, rank)) % (1 << 31))
-        self.kind, self.group = KINDS[kind], group
+        self.kind, self.group = KINDS[kind], group or k
+        by_row = (kind, group) in BY_ROW
 
         def integers(limits: tuple[int, int], *shape: int) -> torch.Tensor:
             return torch.randint(limits[0], limits[1] + 1, shape, generator=made, dtype=torch.int8)
 
         self.x_codes = integers(self.kind.x_codes, m, k)
         self.w_codes = integers(self.kind.w_codes, n, k)
-        self.x_scale = torch.randn(m, k // group, generator=made)
-        self.w_scale = torch.randn(n, k // group, generator=made).bfloat16()
+        groups = k // self.group
+        self.x_scale = torch.randn(m, 1 if by_row else groups, generator=made)
+        self.w_scale = torch.randn(n, groups, generator=made).bfloat16()
         self.low = torch.randn(m, rank, generator=made)
         self.up = torch.randn(n, rank, generator=made).bfloat16()
         self.bias = torch.randn(n, generator=made)
@@ -100,13 +106,9 @@ class Problem:
         x = self.x_codes.double().reshape(m, groups, self.group)
         w = self.w_codes.double().reshape(n, groups, self.group)
         total, size = torch.zeros(m, n).double(), torch.zeros(m, n).double()
+        x_scale = self.x_scale.double().expand(m, groups)
         for g in range(groups):
-            term = (
-                x[:, g]
-                @ w[:, g].T
-                * self.x_scale[:, g, None].double()
-                * self.w_scale[:, g].double()
-            )
+            term = x[:, g] @ w[:, g].T * x_scale[:, g, None] * self.w_scale[:, g].double()
             total += term
             size += term.abs()
         low, up = self.low.double(), self.up.double().T
@@ -172,7 +174,7 @@ def test_gemm_int__n_tails(kernels: HostKernels, n: int) -> None:
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 5, 7, 8, 9])
 def test_gemm_int__k_tails(kernels: HostKernels, kind: str, group: int, groups: int) -> None:
     """Any number of groups, odd ones and the first alone: stages and steps end anywhere."""
-    Problem(kind, 17, 40, groups * group, group).check(kernels, f"{kind}_g{group}")
+    Problem(kind, 17, 40, groups * (group or 32), group).check(kernels, f"{kind}_g{group}")
 
 
 @pytest.mark.parametrize("rank", [0, 1, 8, 15, 16, 17, 32, 128])
@@ -185,7 +187,7 @@ def test_gemm_int__ranks(kernels: HostKernels, turing: HostKernels, rank: int) -
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_gemm_int__extreme_codes(kernels: HostKernels, kind: str, group: int, sign: int) -> None:
     """The largest sums there are, of one sign: with scales of 1 and no branch the result is their exact integer."""
-    problem = Problem(kind, 16, 32, 4 * group, group, rank=0)
+    problem = Problem(kind, 16, 32, 4 * (group or 64), group, rank=0)
     x, (low, high) = problem.kind.x_codes, problem.kind.w_codes
     problem.x_codes.fill_(x[0] if abs(x[0]) > abs(x[1]) else x[1])
     negative = (problem.x_codes[0, 0] < 0) == (sign > 0)

@@ -99,7 +99,8 @@ TILES = (
 
 @dataclass(frozen=True)
 class Coded:
-    """Products of codes by svdq::IntGemm: bits of both sides, and whether 4-bit tensor cores multiply them."""
+    """Products of codes by svdq::IntGemm: bits of both sides, k that share a scale (0: all), and whether 4-bit tensor
+    cores multiply them."""
 
     x_bits: int
     w_bits: int
@@ -112,7 +113,7 @@ class Coded:
         return 256 if self.x_bits == 4 else 128
 
     def stage_bytes(self, tile: Tile) -> int:
-        groups = self.bk // self.group
+        groups = self.bk // self.group if self.group else 0
         return tile.rows * (self.bk * self.x_bits // 8 + 4 * groups) + groups * tile.columns * 2
 
     def fits(self, tile: Tile, target: CudaTarget) -> bool:
@@ -125,7 +126,7 @@ class Coded:
         rates = RATES[target.arch]
         results = tile.rows * tile.columns
         products = results / (16 * 8) * (1 if self.native_s4 else 2)
-        scaled = results * 64 / self.group
+        scaled = results * 64 / self.group if self.group else 0.0
         issued = products + 2.5 * scaled / 32 + 2 * products
         return max(
             results * 64 / (rates.s4 if self.native_s4 else rates.s8),

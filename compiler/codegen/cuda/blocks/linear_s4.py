@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch.fx import Node
+
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
     STORED,
     math_of,
@@ -33,6 +37,23 @@ def _product(program: RowProgram, target: CudaTarget) -> tuple[Coded, tuple[int,
     return Coded(4, 4, group, "s4" in target.tensor_ops), (out_features, in_features)
 
 
+def low_rank_context(
+    target: CudaTarget, printer: StatementPrinter, low: Node, lora_up: Node
+) -> dict[str, Any]:
+    """What the template needs of a low-rank branch."""
+    rank = int(lora_up.meta["val"].shape[1])
+    if not rank:
+        return {"rank": 0}
+    stored = printer.storages[lora_up].dtype
+    return {
+        "rank": rank,
+        "low": printer.pointer(printer.storages[low]),
+        "lora_up": printer.pointer(printer.storages.packed(lora_up, f"{stored}_mma")),
+        "lora_stored": STORED[stored],
+        "math": math_of(target),
+    }
+
+
 def linear_s4(
     target: CudaTarget,
     program: RowProgram,
@@ -47,27 +68,18 @@ def linear_s4(
     tile = tile_of(target, program, product, out_features, in_features)
     unsigned = RANGES[str(operands(codes.args[0])[4])] == "Unsigned15"
     kind = "S4" if product.native_s4 else "S4Widened"
-    rank = int(lora_up.meta["val"].shape[1])
     storages = printer.storages
     context = {
         "gemm": f"svdq::IntGemm<Tile, svdq::{kind}<{str(unsigned).lower()}>, {product.group}, {product.bk}>",
         "in_features": in_features,
-        "group": product.group,
+        "x_groups": in_features // product.group,
         "row_bytes": in_features // 2,
         "x_codes": printer.pointer(storages[codes]),
         "x_scale": printer.pointer(storages[scale]),
         "w": printer.pointer(storages.packed(w_codes, "s4_mma")),
         "w_scale": f"reinterpret_cast<const uint16_t*>({printer.pointer(storages.packed(w_scale, 'scale_mma'))})",
-        "rank": rank,
+        **low_rank_context(target, printer, low, lora_up),
     }
-    if rank:
-        stored = storages[lora_up].dtype
-        context.update(
-            low=printer.pointer(storages[low]),
-            lora_up=printer.pointer(storages.packed(lora_up, f"{stored}_mma")),
-            lora_stored=STORED[stored],
-            math=math_of(target),
-        )
     return product_code(
         "cuda/gemm_int.cu.j2",
         program,

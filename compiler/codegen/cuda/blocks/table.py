@@ -8,6 +8,7 @@ from svdqc.compiler.codegen.cuda.blocks.attention import attention, attention_bl
 from svdqc.compiler.codegen.cuda.blocks.bmm import bmm
 from svdqc.compiler.codegen.cuda.blocks.convolution import convolution, convolution_block
 from svdqc.compiler.codegen.cuda.blocks.linear import linear, linear_block
+from svdqc.compiler.codegen.cuda.blocks.linear_coded import linear_coded, linear_coded_block
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import linear_s4, linear_s4_block
 from svdqc.compiler.codegen.cuda.blocks.linear_w import linear_w, linear_w_block
 from svdqc.compiler.codegen.cuda.blocks.plan import rows_block
@@ -28,6 +29,7 @@ BLOCKS: dict[str | None, tuple[PlanBlock, Describe]] = {
     None: (rows_block, rows),  # no anchor
     anchors.LINEAR: (linear_block, linear),
     anchors.LINEAR_S4: (linear_s4_block, linear_s4),
+    anchors.LINEAR_CODED: (linear_coded_block, linear_coded),
     anchors.LINEAR_W: (linear_w_block, linear_w),
     anchors.ATTENTION: (attention_block, attention),
     anchors.CONVOLUTION: (convolution_block, convolution),

@@ -2,7 +2,7 @@
 //
 //   acc[m, n] += sum_g  x_scale[m, g] * w_scale[n, g] * sum_{k in g} x_codes[m, k] * w_codes[n, k]
 //
-//   IntGemm<Tile, Codes, GROUP, BK> gemm(shared)   kSharedBytes of shared memory, 128-byte aligned
+//   IntGemm<Tile, Codes, GROUP, BK, BY_ROW> gemm(shared)   kSharedBytes, 128-byte aligned
 //   gemm.load(operands)                 the first tiles are under way
 //   gemm.start(columns, bias)           what the sums begin with (Accumulators), then
 //   add_low_rank(gemm, ...)             what else is added (gemm_low_rank.h)
@@ -11,7 +11,7 @@
 //
 // All operands in global memory, 16-byte aligned:
 //   x_codes  [rows, K] row-major, 4-bit (two a byte, the low nibble first) or 8-bit; K % 32 == 0
-//   x_scale  [rows, K / GROUP] f32
+//   x_scale  [rows, K / GROUP] f32; BY_ROW: [rows], one for all groups
 //   w        blocks of 32 columns by 64 k in fragment order (gemm_codes.h), zero padded
 //   w_scale  "scale_mma", [N/32, K / GROUP, 4, 4, 2] bf16: of column 8 j + 2 t + i at [.., t, j, i]
 //
@@ -21,6 +21,9 @@
 //                                                       have 14 bits, scales 8
 //   acc = fma(t, x_scale, acc)
 // Groups come in rising order, onto what the sums began with: the bits equal the CPU's.
+//
+// GROUP 0 (with BY_ROW): one scale for a row of either side, and the sums of all of K are integers
+// until the end (K < 2^17 of 8-bit codes): acc = fma(float(sum) * w_scale, x_scale, acc).
 #ifndef SVDQ_CUDA_GEMM_INT_H
 #define SVDQ_CUDA_GEMM_INT_H
 
@@ -43,12 +46,13 @@ struct IntGemmOperands {
   int64_t k;
 };
 
-template <class Tile, class Codes, int GROUP, int BK>
+template <class Tile, class Codes, int GROUP, int BK, bool BY_ROW = false>
 struct IntGemm : Accumulators<Tile> {
   using Base = Accumulators<Tile>;
   static constexpr int kRowBytes = BK * Codes::kA / 8;  // of x_codes in a stage
   static constexpr int kChunks = kRowBytes / 16;
-  static constexpr int kGroups = BK / GROUP;  // in a stage
+  static constexpr bool kWhole = GROUP == 0;
+  static constexpr int kGroups = kWhole ? 0 : BK / (kWhole ? 1 : GROUP);  // in a stage
   // A stage: x_codes, then x_scale [kGroups, BM], then w_scale [kGroups, BN / 32, 64 bytes].
   static constexpr int kXScale = Tile::BM * kRowBytes;
   static constexpr int kWScale = kXScale + Tile::BM * kGroups * 4;
@@ -58,14 +62,17 @@ struct IntGemm : Accumulators<Tile> {
   static constexpr int kSharedBytes = kLoadBytes > Tile::kSlabBytes ? kLoadBytes : Tile::kSlabBytes;
   // A step is what the registers hold of both operands: 64 k, or a group where that is longer.
   static constexpr int kStep = GROUP > 64 ? GROUP : 64;
-  static constexpr int kSteps = BK / kStep, kBlocks = kStep / 64, kStepGroups = kStep / GROUP;
+  static constexpr int kSteps = BK / kStep, kBlocks = kStep / 64,
+                       kStepGroups = kWhole ? 0 : kStep / (kWhole ? 1 : GROUP);
   static constexpr int kLoads = Codes::kB;  // of 16 bytes, for 32 columns by 64 k
   static constexpr int kBlockBytes = kLoads * 512;
-  static_assert(GROUP == 32 || GROUP == 64 || GROUP == 128, "group");
+  static_assert(!kWhole || (BY_ROW && Codes::kUnit == 1.0f), "one scale for a row of either side");
+  static_assert(kWhole || GROUP == 32 || GROUP == 64 || GROUP == 128, "group");
   static_assert(BK % kStep == 0, "steps in a stage");
   static_assert(kRowBytes == 64 || kRowBytes % 128 == 0, "rows are swizzled in 64 or 128 bytes");
   static_assert(Tile::BM * kChunks % Tile::kThreads == 0, "threads share the copies evenly");
-  static_assert(Tile::kThreads % kChunks == 0 && Tile::kThreads % kGroups == 0, "rows of a thread");
+  static_assert(Tile::kThreads % kChunks == 0 && Tile::kThreads % (kWhole ? 1 : kGroups) == 0,
+                "rows of a thread");
   static_assert(GROUP * Codes::kLargest <= 1 << 22, "sums stay in the last places of 1.5 * 2^23");
 
   struct Weights {
@@ -80,6 +87,7 @@ struct IntGemm : Accumulators<Tile> {
   int64_t row_bytes;
   int rows, k, columns, num_blocks, num_groups, num_tiles;
   int32_t magic[4];
+  int32_t total[kWhole ? Tile::MT : 1][kWhole ? Tile::NT : 1][4] = {};
 
   SVDQ_METHOD explicit IntGemm(char* memory) : shared(memory) {}
 
@@ -89,12 +97,15 @@ struct IntGemm : Accumulators<Tile> {
     columns = static_cast<int>(from.columns - from.column);
     row_bytes = from.k * Codes::kA / 8;
     num_blocks = (k + 63) / 64;
-    num_groups = k / GROUP;
+    num_groups = kWhole ? 1 : k / (kWhole ? 1 : GROUP);
     num_tiles = (k + BK - 1) / BK;
     const int thread = static_cast<int>(thread_id());
     x_codes = static_cast<const char*>(from.x_codes) + thread / kChunks * row_bytes +
               thread % kChunks * 16;
-    x_scale = from.x_scale + thread / kGroups * num_groups + thread % kGroups;
+    x_scale = from.x_scale;
+    if constexpr (!kWhole) {
+      x_scale += thread / kGroups * x_stride() + (BY_ROW ? 0 : thread % kGroups);
+    }
     const int64_t warp_column = from.column + Base::warp_column * Tile::NT * 8;
     SVDQ_UNROLL
     for (int p = 0; p < Tile::kPanels; ++p) {
@@ -129,6 +140,7 @@ struct IntGemm : Accumulators<Tile> {
       next_slot = next_slot + 1 == Tile::STAGES ? 0 : next_slot + 1;
     }
     cp_async_wait<0>();
+    if constexpr (kWhole) add_total();
   }
 
  private:
@@ -152,29 +164,37 @@ struct IntGemm : Accumulators<Tile> {
         const bool valid = inside && row + i * kRows < rows;
         cp_async_16(to + i * kRows * kRowBytes, valid ? x + i * kRows * row_bytes : x_codes, valid);
       }
-      constexpr int kScaleRows = Tile::kThreads / kGroups;  // at a time
-      const bool has_group = tile * kGroups + thread % kGroups < num_groups;
-      float* const scale_to = reinterpret_cast<float*>(stage + kXScale) +
-                              thread % kGroups * Tile::BM + thread / kGroups;
-      SVDQ_UNROLL
-      for (int i = 0; i * kScaleRows < Tile::BM; ++i) {
-        const int at = thread / kGroups + i * kScaleRows;
-        if (Tile::BM % kScaleRows != 0 && at >= Tile::BM) break;
-        const bool valid = has_group && at < rows;
-        const int64_t ahead = tile * kGroups + static_cast<int64_t>(i * kScaleRows) * num_groups;
-        cp_async<4>(scale_to + i * kScaleRows, valid ? x_scale + ahead : x_scale, valid);
-      }
-      SVDQ_UNROLL
-      for (int first = 0; first < kWScaleChunks; first += Tile::kThreads) {
-        const int index = first + thread, group = index / (Tile::BN / 8);
-        if (first + Tile::kThreads > kWScaleChunks && index >= kWScaleChunks) break;
-        const int panel = index / 4 % (Tile::BN / 32), at = tile * kGroups + group;
-        const bool valid = panel * 32 < columns && at < num_groups;
-        cp_async_16(stage + kWScale + index * 16,
-                    w_scale + (valid ? (panel * num_groups + at) * 64 + index % 4 * 16 : 0), valid);
-      }
+      if constexpr (!kWhole) load_scales(stage, tile);
     }
     cp_async_commit();
+  }
+
+  SVDQ_METHOD int64_t x_stride() const { return BY_ROW ? 1 : num_groups; }
+
+  // The scales of a stage.
+  SVDQ_METHOD void load_scales(char* stage, int tile) {
+    const int thread = static_cast<int>(thread_id());
+    constexpr int kScaleRows = Tile::kThreads / kGroups;  // at a time
+    const bool has_group = tile * kGroups + thread % kGroups < num_groups;
+    float* const scale_to =
+        reinterpret_cast<float*>(stage + kXScale) + thread % kGroups * Tile::BM + thread / kGroups;
+    SVDQ_UNROLL
+    for (int i = 0; i * kScaleRows < Tile::BM; ++i) {
+      const int at = thread / kGroups + i * kScaleRows;
+      if (Tile::BM % kScaleRows != 0 && at >= Tile::BM) break;
+      const bool valid = has_group && at < rows;
+      const int64_t ahead = (BY_ROW ? 0 : tile * kGroups) + i * kScaleRows * x_stride();
+      cp_async<4>(scale_to + i * kScaleRows, valid ? x_scale + ahead : x_scale, valid);
+    }
+    SVDQ_UNROLL
+    for (int first = 0; first < kWScaleChunks; first += Tile::kThreads) {
+      const int index = first + thread, group = index / (Tile::BN / 8);
+      if (first + Tile::kThreads > kWScaleChunks && index >= kWScaleChunks) break;
+      const int panel = index / 4 % (Tile::BN / 32), at = tile * kGroups + group;
+      const bool valid = panel * 32 < columns && at < num_groups;
+      cp_async_16(stage + kWScale + index * 16,
+                  w_scale + (valid ? (panel * num_groups + at) * 64 + index % 4 * 16 : 0), valid);
+    }
   }
 
   // Past the end of k the last weights again: the activations there are zero.
@@ -214,6 +234,7 @@ struct IntGemm : Accumulators<Tile> {
         Codes::widen_a(raw, a[i][b]);
       }
     }
+    if constexpr (kWhole) multiply_whole(a, tile * kSteps + step + 1, weights);
     SVDQ_UNROLL
     for (int g = 0; g < kStepGroups; ++g) {
       const int group = step * kStepGroups + g;
@@ -235,13 +256,7 @@ struct IntGemm : Accumulators<Tile> {
         uint32_t b[kBlocks][Codes::kBOps];
         SVDQ_UNROLL
         for (int block = 0; block < kBlocks; ++block) {
-          uint32_t raw[Codes::kB];
-          SVDQ_UNROLL
-          for (int r = 0; r < Codes::kB; ++r) {
-            const int word = j % 4 * Codes::kB + r;
-            raw[r] = word_of(weights.codes[j / 4][block][word / 4], word % 4);
-          }
-          Codes::widen_b(raw, b[block]);
+          load_b(weights.codes[j / 4][block], j, b[block]);
         }
         const float2 pair = unpack_bf16x2(word_of(four_scales, j % 4));
         const float scale[2] = {pair.x * Codes::kUnit, pair.y * Codes::kUnit};
@@ -267,6 +282,51 @@ struct IntGemm : Accumulators<Tile> {
         }
         if (j % 4 == 3 && g + 1 == kStepGroups) {
           load_weights(weights, j / 4, tile * kSteps + step + 1);
+        }
+      }
+    }
+  }
+
+  // The operand of columns 8 j ... 8 j + 7 from a panel's words.
+  SVDQ_METHOD static void load_b(const uint4 (&words)[kLoads], int j, uint32_t (&b)[Codes::kBOps]) {
+    uint32_t raw[Codes::kB];
+    SVDQ_UNROLL
+    for (int r = 0; r < Codes::kB; ++r) {
+      const int word = j % 4 * Codes::kB + r;
+      raw[r] = word_of(words[word / 4], word % 4);
+    }
+    Codes::widen_b(raw, b);
+  }
+
+  SVDQ_METHOD void multiply_whole(const uint32_t (&a)[Tile::MT][kBlocks][Codes::kAOps],
+                                  int next_step, Weights& weights) {
+    SVDQ_UNROLL
+    for (int j = 0; j < Tile::NT; ++j) {
+      uint32_t b[Codes::kBOps];
+      load_b(weights.codes[j / 4][0], j, b);
+      SVDQ_UNROLL
+      for (int i = 0; i < Tile::MT; ++i) Codes::mma_64(total[i][j], a[i][0], b, total[i][j]);
+      if (j % 4 == 3) load_weights(weights, j / 4, next_step);
+    }
+  }
+
+  SVDQ_METHOD void add_total() {
+    SVDQ_UNROLL
+    for (int i = 0; i < Tile::MT; ++i) {
+      const int row = Base::row_of(i);
+      const float of_row[2] = {row < rows ? x_scale[row] : 0.0f,
+                               row + 8 < rows ? x_scale[row + 8] : 0.0f};
+      SVDQ_UNROLL
+      for (int j = 0; j < Tile::NT; ++j) {
+        const int column = Base::column_of(j);  // at [panel][t][j % 4][2]
+        const int at = column / 32 * 64 + static_cast<int>(lane_id() % 4) * 16 + j % 4 * 4;
+        const float2 of_column =
+            unpack_bf16x2(column < columns ? load_4(w_scale + at) : uint32_t{0});
+        SVDQ_UNROLL
+        for (int c = 0; c < 4; ++c) {
+          const float sum = static_cast<float>(total[i][j][c]);
+          Base::acc[i][j][c] = mad(sum * (c % 2 == 0 ? of_column.x : of_column.y), of_row[c / 2],
+                                   Base::acc[i][j][c]);
         }
       }
     }

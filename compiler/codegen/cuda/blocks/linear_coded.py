@@ -1,0 +1,89 @@
+"""A linear with 8-bit activations, one scale a row, and 8- or 4-bit weights: `cuda/gemm_int.cu.j2`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
+from svdqc.compiler.codegen.cuda.blocks.tensor_cores import product_code, tile_block, tile_of
+from svdqc.compiler.codegen.cuda.tiles import Coded
+from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import StatementPrinter
+from svdqc.compiler.codegen.rowprogram import RowProgram
+from svdqc.compiler.ir.rewrite import operands
+from svdqc.compiler.targets.cuda import CudaTarget
+
+
+@dataclass(frozen=True)
+class CodedFormat:
+    """codes: svdq's kind of codes (gemm_codes.h); layout and bits of the weight's; grouped: scaled every group of k."""
+
+    codes: str
+    layout: str
+    w_bits: int
+    grouped: bool
+
+
+FORMATS = {
+    "int8": CodedFormat("S8", "s8_mma", 8, False),
+    "w4a8": CodedFormat("S8S4", "s4s8_mma", 4, True),
+}
+"""By precision."""
+
+
+def linear_coded_block(program: RowProgram, target: CudaTarget) -> Block:
+    _, product, (out_features, in_features) = _product(program)
+    return tile_block(tile_of(target, program, product, out_features, in_features))
+
+
+def _product(program: RowProgram) -> tuple[CodedFormat, Coded, tuple[int, int]]:
+    """The format, the product, [out_features, in_features] of the weight."""
+    anchor = program.region.anchor
+    assert anchor is not None
+    _, scale, _, w_codes, w_scale, _, _, precision, _ = operands(anchor)
+    form = FORMATS[str(precision)]
+    out_features, in_features = (int(s) for s in w_codes.meta["val"].shape)
+    groups = int(w_scale.meta["val"].shape[-1])
+    assert int(scale.meta["val"].shape[-1]) == 1, "activations of 8 bits have a scale a row"
+    assert form.grouped or groups == 1, "int8 weights have a scale a channel"
+    group = in_features // groups if form.grouped else 0
+    return form, Coded(8, form.w_bits, group, False), (out_features, in_features)
+
+
+def linear_coded(
+    target: CudaTarget,
+    program: RowProgram,
+    printer: StatementPrinter,
+    params: Params,
+    block: Block,
+) -> AnchorCode:
+    anchor = program.region.anchor
+    assert anchor is not None
+    codes, scale, low, w_codes, w_scale, lora_up, bias, _, _ = operands(anchor)
+    form, product, (out_features, in_features) = _product(program)
+    tile = tile_of(target, program, product, out_features, in_features)
+    storages = printer.storages
+    of_w = printer.pointer(storages.packed(w_scale, "scale_mma"))
+    context = {
+        "gemm": f"svdq::IntGemm<Tile, svdq::{form.codes}, {product.group}, {product.bk}, true>",
+        "in_features": in_features,
+        "x_groups": 1,
+        "row_bytes": in_features,
+        "x_codes": printer.pointer(storages[codes]),
+        "x_scale": printer.pointer(storages[scale]),
+        "w": printer.pointer(storages.packed(w_codes, form.layout)),
+        "w_scale": f"reinterpret_cast<const uint16_t*>({of_w})",
+        **low_rank_context(target, printer, low, lora_up),
+    }
+    return product_code(
+        "cuda/gemm_int.cu.j2",
+        program,
+        printer,
+        params,
+        tile,
+        product,
+        out_features,
+        bias,
+        context,
+    )
