@@ -17,8 +17,8 @@ from svdqc.compiler.targets.cuda import SM_80
 
 WIDTH = 192
 BOUND = 2e-4
-"""64 products of 16-bit parts, 2^-16 of each left out, magnitudes below 4 and 1/8, times a slope below 4; a wrong column
-is off by a hundred times that."""
+"""64 products of 16-bit parts, 2^-16 of each left out, of values below 4 and 1/8, times a slope below 4; a wrong
+column is off by a hundred times that."""
 
 
 def heads(y: Tensor) -> Tensor:
@@ -31,7 +31,10 @@ EPILOGUES: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "split_and_permuted": (lambda y: F.silu(heads(y)) * 2.0, 1),
     "slice": (lambda y: F.gelu(y[..., 64:160]), 1),
     "slice_off_the_tile": (lambda y: F.gelu(y[..., 7:100]) + 1.0, 1),
-    "two_slices": (lambda y: torch.cat([F.gelu(y[..., :96]), F.silu(y[..., 96:])], 1), 1),
+    "two_slices": (
+        lambda y: torch.cat([F.gelu(y[..., :96]), F.silu(y[..., 96:])], 1),
+        2,
+    ),  # and its output
     "slice_of_heads": (lambda y: F.silu(heads(y[..., :128].repeat(1, 1, 2)[..., :192])), 2),
     "reversed": (lambda y: y + y.flip(-1), 2),
     "neighbours": (lambda y: y[..., 1:] * y[..., :-1], 2),

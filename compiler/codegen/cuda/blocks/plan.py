@@ -18,8 +18,6 @@ ENOUGH_CTAS = 256
 """Fewer rows per CTA where that many are not reached."""
 ROWS = 8
 """Of a CTA that reduces or quantizes: a row for each warp."""
-
-
 ATTENTION_ROW_BYTES = 128
 """Of values kept beside attention's tile, which has most of the shared memory."""
 
@@ -41,9 +39,14 @@ def _room(target: CudaTarget) -> int:
     return target.shared_bytes_per_cta - 4096  # partial sums, alignment
 
 
+def _half(target: CudaTarget) -> int:
+    """What lets two CTAs share a multiprocessor: of rows to project down, whose weights each CTA reads whole."""
+    return min(_room(target), max(SHARED_BYTES, target.shared_bytes_per_sm // 2 - 2048))
+
+
 def _quantized_bytes(region: Region) -> int:
     """Of one row of each quantization's input."""
-    found = [n for n in region.nodes if str(n.target) == anchors.QUANTIZE_S4]
+    found = [n for n in region.nodes if str(n.target) in anchors.QUANTIZERS]
     return sum(4 * (int(operands(n)[0].meta["val"].shape[-1]) + 20) for n in found)
 
 
@@ -65,6 +68,7 @@ def rows_block(program: RowProgram, target: CudaTarget) -> Block:
     if any(isinstance(s, (Reduce, Quantize)) for s in (*program.before, *program.after)):
         rows = max(rows, ROWS)
     if row_bytes:
-        rows = min(rows, max(1, SHARED_BYTES // row_bytes))
+        quantizes = _quantized_bytes(region) > 0
+        rows = min(rows, max(1, (_half(target) if quantizes else SHARED_BYTES) // row_bytes))
     rows = max(1, min(rows, num_rows, max(1, num_rows // ENOUGH_CTAS)))
     return Block(rows, 0, 256 if rows * width > 512 else 128)

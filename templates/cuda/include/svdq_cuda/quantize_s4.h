@@ -10,7 +10,8 @@
 //     codes    [rows, k / 2] dense bytes, the low nibble first; Symmetric127: [rows, k] int8
 //     x_scale  [rows, k / GROUP] dense
 //   project_down<ROWS, THREADS, Stored>(rows, k, x_hat, ldx, lora_down, rank, low)
-//     low [rows, rank] = x_hat @ lora_down.T, lora_down [rank, k] as stored; rows <= ROWS
+//     low [rows, rank] = x_hat @ lora_down.T, lora_down [rank, k] as stored; rows <= ROWS, k and
+//     ldx multiples of 4, x_hat 16-byte and lora_down 8-byte aligned
 //
 // Every thread of the CTA calls both, with a cta_sync before, between and after.
 #ifndef SVDQ_CUDA_QUANTIZE_S4_H
@@ -125,21 +126,60 @@ SVDQ_INLINE void quantize_s4(int64_t rows, int64_t k, float* x, int64_t ldx,
   }
 }
 
+namespace detail {
+
+// Four neighbouring values of a row of lora_down, 4-aligned.
+template <class Stored>
+SVDQ_INLINE void load_four(const typename Stored::Type* from, float (&four)[4]) {
+  if constexpr (sizeof(typename Stored::Type) == 2) {
+    const uint2 words = load_8(from);
+    SVDQ_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t word = i < 2 ? words.x : words.y;
+      four[i] = Stored::load(static_cast<uint16_t>(i % 2 != 0 ? word >> 16 : word));
+    }
+  } else {
+    SVDQ_UNROLL
+    for (int i = 0; i < 4; ++i) four[i] = Stored::load(from[i]);
+  }
+}
+
+}  // namespace detail
+
+// A warp computes ROWS x kAtOnce sums together, so that a value of x_hat that leaves shared memory
+// is used kAtOnce times, and one of lora_down ROWS times.
 template <int ROWS, int THREADS, class Stored>
 SVDQ_INLINE void project_down(int64_t rows, int64_t k, const float* x_hat, int64_t ldx,
                               const typename Stored::Type* lora_down, int64_t rank, float* low) {
+  constexpr int kAtOnce = ROWS <= 8 ? 4 : 2;
   const int64_t lane = lane_id();
-  for (int64_t j = warp_id(); j < rank; j += THREADS / 32) {
-    float acc[ROWS] = {};
-    for (int64_t i = lane; i < k; i += 32) {
-      const float w = Stored::load(lora_down[j * k + i]);
+  for (int64_t j = warp_id() * kAtOnce; j < rank; j += THREADS / 32 * kAtOnce) {
+    float acc[ROWS][kAtOnce] = {};
+    for (int64_t i = 4 * lane; i < k; i += 128) {
+      float w[kAtOnce][4];
       SVDQ_UNROLL
-      for (int row = 0; row < ROWS; ++row) acc[row] = mad(x_hat[row * ldx + i], w, acc[row]);
+      for (int n = 0; n < kAtOnce; ++n) {
+        detail::load_four<Stored>(lora_down + min_i64(j + n, rank - 1) * k + i, w[n]);
+      }
+      SVDQ_UNROLL
+      for (int row = 0; row < ROWS; ++row) {
+        const float4 x = *reinterpret_cast<const float4*>(x_hat + row * ldx + i);
+        SVDQ_UNROLL
+        for (int n = 0; n < kAtOnce; ++n) {
+          acc[row][n] = mad(x.x, w[n][0], acc[row][n]);
+          acc[row][n] = mad(x.y, w[n][1], acc[row][n]);
+          acc[row][n] = mad(x.z, w[n][2], acc[row][n]);
+          acc[row][n] = mad(x.w, w[n][3], acc[row][n]);
+        }
+      }
     }
     SVDQ_UNROLL
     for (int row = 0; row < ROWS; ++row) {
-      const float sum = lanes_sum<32>(acc[row]);
-      if (lane == 0 && row < rows) low[row * rank + j] = sum;
+      SVDQ_UNROLL
+      for (int n = 0; n < kAtOnce; ++n) {
+        const float sum = lanes_sum<32>(acc[row][n]);
+        if (lane == 0 && row < rows && j + n < rank) low[row * rank + j + n] = sum;
+      }
     }
   }
 }
