@@ -204,26 +204,56 @@ struct MultiplyTileW4 {
   };
 };
 
-/* Panels NR at a time, then fewer; rows in tiles of at most MR. */
+/* All panels of MR rows, NR at a time, then fewer. */
 template <class V, int MR, int NR>
-SVDQ_INLINE void multiply_panels_w4(TileArgsW4 args, int64_t rows, int64_t panels) {
-  const TileArgsW4 first = args;
+SVDQ_INLINE void multiply_panels_w4(TileArgsW4 args, int rows, int64_t panels) {
   for (; panels >= NR; panels -= NR) {
-    for (int64_t row = 0; row < rows;) {
-      const int mr = cut_rows(rows - row, MR);
-      args.x = first.x + row * args.ldx;
-      float* panel_out = args.out;
-      args.out += row * args.ldo;
-      for_cut_rows<MultiplyTileW4<V, NR>::template Of, MR>(mr, args);
-      args.out = panel_out;
-      row += mr;
-    }
+    for_cut_rows<MultiplyTileW4<V, NR>::template Of, MR>(rows, args);
     args.w += NR * args.w_stride;
     args.w_scale += NR * args.scale_stride;
     args.out += NR * 16;
   }
-  args.x = first.x;
   if constexpr (NR > 1) multiply_panels_w4<V, MR, NR / 2>(args, rows, panels);
+}
+
+constexpr int64_t kSliceW4 = 256;  // of k: the inputs of a tile, 12 KB, stay in the first level
+constexpr int64_t kBlockPanelsW4 = 64;  // of such a slice: 128 KB of weights
+
+/* Many rows. Inputs are copied, a tile at a time: rows of a large matrix lie in the same sets of
+ * the cache. */
+template <class V>
+SVDQ_NOINLINE void multiply_blocks_w4(const TileArgsW4& whole, int64_t rows, int64_t panels) {
+  constexpr int64_t kStride = kSliceW4 + 16;
+  alignas(64) float tile[kTileRowsW4 * kStride];
+  const bool fits = whole.group <= kSliceW4;
+  const int64_t slice = fits ? kSliceW4 / whole.group : 1;
+  for (int64_t g = 0; g < whole.groups; g += slice) {
+    TileArgsW4 args = whole;
+    args.groups = slice < whole.groups - g ? slice : whole.groups - g;
+    args.accumulate = whole.accumulate || g > 0;
+    const int64_t k = args.groups * whole.group;
+    for (int64_t panel = 0; panel < panels; panel += kBlockPanelsW4) {
+      const int64_t count = panels - panel < kBlockPanelsW4 ? panels - panel : kBlockPanelsW4;
+      args.w = whole.w + panel * whole.w_stride + g * whole.group * 8;
+      args.w_scale = whole.w_scale + panel * whole.scale_stride + g * 16;
+      for (int64_t row = 0; row < rows;) {
+        const int mr = cut_rows(rows - row, kTileRowsW4);
+        args.x = whole.x + row * whole.ldx + g * whole.group;
+        args.ldx = whole.ldx;
+        if (fits) {
+          for (int64_t i = 0; i < mr; ++i) {
+            memcpy(tile + i * kStride, args.x + i * args.ldx,
+                   static_cast<size_t>(k) * sizeof(float));
+          }
+          args.x = tile;
+          args.ldx = kStride;
+        }
+        args.out = whole.out + row * whole.ldo + panel * 16;
+        multiply_panels_w4<V, kTileRowsW4, kPanelsW4>(args, mr, count);
+        row += mr;
+      }
+    }
+  }
 }
 
 }  // namespace detail
@@ -244,11 +274,11 @@ void gemm_w4(int64_t rows, int64_t k, int64_t group, const float* x, int64_t ldx
   args.out = out;
   args.ldo = ldo;
   args.accumulate = accumulate;
-  if (rows <= 2) {
-    detail::multiply_panels_w4<V, 2, detail::kThinPanelsW4>(args, rows, panel_end - panel_begin);
-  } else {
-    detail::multiply_panels_w4<V, detail::kTileRowsW4, detail::kPanelsW4>(args, rows,
-                                                                          panel_end - panel_begin);
+  const int64_t panels = panel_end - panel_begin;
+  if (rows > 2) {
+    detail::multiply_blocks_w4<V>(args, rows, panels);
+  } else if (rows > 0) {
+    detail::multiply_panels_w4<V, 2, detail::kThinPanelsW4>(args, static_cast<int>(rows), panels);
   }
 }
 
