@@ -28,6 +28,17 @@ def artifact_inputs(model: Model, path: Path | None) -> dict[str, Array]:
     }
 
 
+def on_device(inputs: dict[str, Array], device: str) -> dict[str, Any]:
+    """The inputs in the memory of the device: copies on a GPU, themselves on the CPU."""
+    from svdqc.runtime import DeviceTensor
+    from svdqc.runtime.model import gpu_index
+
+    index = gpu_index(device)
+    if index is None:
+        return dict(inputs)
+    return {name: DeviceTensor.from_numpy(array, index) for name, array in inputs.items()}
+
+
 def shapes_text(inputs: dict[str, Array]) -> str:
     return ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
 

@@ -19,9 +19,15 @@ def artifact_options(command: Decorated) -> Decorated:
             "--threads",
             type=click.IntRange(min=0),
             default=0,
-            help="0, the default: as many as this process may use.",
+            help="Of the CPU. 0, the default: as many as this process may use.",
         ),
-        click.option("--device", default="cpu", show_default=True, metavar="NAME"),
+        click.option(
+            "--device",
+            default="cpu",
+            show_default=True,
+            metavar="NAME",
+            help="cpu, cuda:0 (or another GPU), or auto: the first GPU if the file has code for it, else the CPU.",
+        ),
         click.option(
             "--trust",
             is_flag=True,

@@ -247,6 +247,44 @@ int bad_calls(const char* path) {
   return 0;
 }
 
+// `path` is the tiny artifact for GPUs (tests/runtime/cuda/tiny_gpu.py), and the driver one that
+// runs it: host tensors of several sizes, two sessions, mistakes between good runs.
+int gpu_calls(const char* path) {
+  svdq_model* model = nullptr;
+  REQUIRE(svdq_open(path, SVDQ_TRUST_CODE | SVDQ_GPU, &model) == SVDQ_OK);
+  REQUIRE(std::strstr(svdq_gpus(), "Fake GPU 0") != nullptr);
+  svdq_session* sessions[2] = {};
+  for (uint32_t profile : {0u, 1u}) {
+    const svdq_session_options options = {sizeof options, 0, profile, 0, "cuda:0"};
+    REQUIRE(svdq_session_create(model, &options, &sessions[profile]) == SVDQ_OK);
+  }
+  svdq_session_options options = {sizeof options, 0, 0, 0, "cuda:7"};
+  svdq_session* none = nullptr;
+  REQUIRE(svdq_session_create(model, &options, &none) == SVDQ_NO_DEVICE && none == nullptr);
+  REQUIRE(svdq_session_create(model, nullptr, &none) == SVDQ_WRONG_MACHINE);
+  svdq_close(model);
+  for (int64_t turn = 0; turn < 12; ++turn) {
+    const int64_t batch = 1 + turn % 3, rows = 8;
+    std::vector<float> x(batch * rows, 1.0f), y(batch * rows), total(batch);
+    std::vector<int64_t> gate(batch);
+    const svdq_tensor in[2] = {{"x", x.data(), SVDQ_F32, 2, {batch, rows}},
+                               {"gate.0", gate.data(), SVDQ_I64, 1, {batch}}};
+    svdq_tensor out[2] = {{"sample", y.data(), SVDQ_F32, 2, {batch, rows}},
+                          {"total", total.data(), SVDQ_F32, 1, {batch}}};
+    svdq_session* session = sessions[turn % 2];
+    REQUIRE(svdq_run(session, in, 2, out, 2) == SVDQ_OK);
+    REQUIRE(y[3] == 4.5f && total[batch - 1] == 20.0f);
+    out[0].dtype |= SVDQ_ON_DEVICE;  // which it is not
+    REQUIRE(svdq_run(session, in, 2, out, 2) == SVDQ_BAD_INPUT);
+    REQUIRE(svdq_run_on_stream(session, nullptr, in, 1, out, 2) == SVDQ_BAD_INPUT);
+  }
+  const svdq_launch_time* times;
+  size_t num_times;
+  REQUIRE(svdq_profile(sessions[1], &times, &num_times) == SVDQ_OK && num_times == 2);
+  for (svdq_session* session : sessions) svdq_session_destroy(session);
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -267,6 +305,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   if (argc == 3 && std::strcmp(argv[1], "calls") == 0) return bad_calls(argv[2]);
+  if (argc == 3 && std::strcmp(argv[1], "gpu") == 0) return gpu_calls(argv[2]);
   if (argc == 5 && std::strcmp(argv[1], "fuzz") == 0) {
     Fuzzer fuzzer(read_file(argv[2]), argv[2], static_cast<unsigned>(std::atoi(argv[3])));
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(argv[4]));

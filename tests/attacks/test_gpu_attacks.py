@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 from collections.abc import Callable
@@ -222,3 +223,22 @@ def test_gpu_attacks__fuzz_never_crashes(probe: Path, good: Path) -> None:
     counts = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     assert min(tried for tried, _ in counts) > 100, counts
     assert counts[3][1] < counts[3][0], "no change to the code was refused"
+
+
+def test_gpu_attacks__sessions_under_sanitizers(probe: Path, good: Path, tmp_path: Path) -> None:
+    """The runtime's GPU side under AddressSanitizer, on the fake driver."""
+    extra = {
+        "SVDQ_CUDA_DRIVER": str(fake.build_driver()),
+        "SVDQ_FAKE_CUDA": f"kernels={tiny_gpu.build_kernels(tmp_path)}",
+        "ASAN_OPTIONS": "detect_leaks=0",  # kernels' stacks are the fake driver's to keep
+    }
+    done = subprocess.run(
+        [probe, "gpu", good],
+        env={**os.environ, **extra},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    assert "fake CUDA driver" not in done.stderr

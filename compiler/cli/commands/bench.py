@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 HELP = """Measure ARTIFACT: latency percentiles, and the time of each kernel.
 
+On a GPU the inputs are there already, and the outputs stay there.
+
 With --vs-model the original model runs in PyTorch in turn with the artifact, in the same process, on the same inputs
 and as many threads; the ratio of the medians is what to quote.
 
@@ -50,11 +52,12 @@ def command(
     quiet: bool,
 ) -> None:
     import svdqc
-    from svdqc.compiler.cli.artifact_inputs import artifact_inputs, shapes_text
+    from svdqc.compiler.cli.artifact_inputs import artifact_inputs, on_device, shapes_text
 
     model = svdqc.load(artifact, device=device, threads=threads, trust=trust)
     inputs = artifact_inputs(model, inputs_file)
-    contestants: dict[str, Callable[[], Any]] = {"svdqc": lambda: model(**inputs)}
+    given = on_device(inputs, model.device)
+    contestants: dict[str, Callable[[], Any]] = {"svdqc": lambda: model(**given)}
     if vs_model is not None:
         contestants["PyTorch"] = _eager_call(vs_model, inputs, threads)
     latencies = _measure(contestants, runs, warmup)
@@ -70,8 +73,8 @@ def command(
     model.close()
 
     profiled = svdqc.load(artifact, device=device, threads=threads, trust=trust, profile=True)
-    profiled(**inputs)
-    profiled(**inputs)
+    profiled(**given)
+    profiled(**given)
     profile = profiled.profile()
     result["profile"] = _per_launch(profile) if launches else _per_kernel(profile)
     if as_json:

@@ -18,15 +18,17 @@ from svdqc.errors import SvdqcError
 
 HELP = """Check this machine: what svdqc can do here, what is missing, and how to get it.
 
-Exit code 0 if artifacts can be run, 1 if not; what only compiling, diffusers models or GPUs need is a note.
+Exit code 0 if artifacts can be run on the device, 1 if not; what only compiling, diffusers models or other devices need
+is a note.
 """
 
 
 @click.command("doctor", help=HELP)
+@click.option("--device", default="cpu", show_default=True, metavar="NAME")
 @output_options
-def command(as_json: bool, quiet: bool) -> int:
-    findings = list(examine())
-    runs = all(f.state == "ok" for f in findings if f.topic in ("runtime", "CPU"))
+def command(device: str, as_json: bool, quiet: bool) -> int:
+    findings = [*examine(), *_device(device)]
+    runs = all(f.state == "ok" for f in findings if f.topic in ("runtime", "CPU", "device"))
     compiles = all(
         f.state == "ok" for f in findings if f.topic in ("C++ compiler", "PyTorch", "packages")
     )
@@ -59,6 +61,27 @@ def _runtime() -> Iterator[Finding]:
         yield Finding("CPU", "ok", f"{cpu_name()}: {features}")
     except SvdqcError as error:
         yield Finding("runtime", "missing", error.found, error.remedy)
+
+
+def _device(name: str) -> Iterator[Finding]:
+    """Whether the runtime itself can use a device that is not the CPU."""
+    from svdqc.runtime import gpus
+    from svdqc.runtime.errors import UnknownDevice
+    from svdqc.runtime.model import gpu_index
+
+    if name in ("cpu", "auto"):
+        return
+    index = gpu_index(name)
+    if index is None:
+        raise UnknownDevice(name)
+    found = gpus()
+    if index < len(found["gpus"]):
+        gpu = found["gpus"][index]
+        told = f"{gpu['name']}, compute capability {gpu['compute_capability']}, driver for CUDA {found['driver']}"
+        yield Finding("device", "ok", f"{gpu['device']}: {told}", f"compile for {gpu['target']}")
+    else:
+        why = found["reason"] or f"{name}: there are {len(found['gpus'])} GPUs"
+        yield Finding("device", "missing", why, "see what nvidia-smi says, or use device 'cpu'")
 
 
 def _compiler() -> Iterator[Finding]:

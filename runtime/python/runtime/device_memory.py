@@ -171,8 +171,7 @@ class DeviceTensor:
     ) -> DeviceTensor:
         """A copy. dtype: "bf16" for uint16 that are bfloat16's bits."""
         dense = np.ascontiguousarray(array)
-        kind = {"f": "f", "i": "i", "u": "u", "b": "bool"}[dense.dtype.kind]
-        name = dtype or (kind if kind == "bool" else f"{kind}{8 * dense.dtype.itemsize}")
+        name = dtype or _dtype_of(dense)
         tensor = cls(array.shape, name, device)
         gpu, source = tensor._allocation.gpu, dense.ctypes.data
         with gpu.current():
@@ -212,6 +211,16 @@ class DeviceTensor:
         address = c.addressof(managed)
         _lent[address] = (managed, shape, self)
         return _new_capsule(address, _NAME, c.cast(_DESTRUCTOR, c.c_void_p))
+
+
+def _dtype_of(array: np.ndarray) -> str:
+    if array.dtype.name in ("bool", "bfloat16"):  # ml_dtypes has the latter
+        return {"bool": "bool", "bfloat16": "bf16"}[array.dtype.name]
+    name = f"{array.dtype.kind}{8 * array.dtype.itemsize}"
+    if name not in DTYPES:
+        found = f"has dtype {array.dtype}"
+        raise BadTensor("DeviceTensor", found, f"use one of {', '.join(DTYPES)}")
+    return name
 
 
 _lent: dict[int, tuple[object, ...]] = {}
