@@ -13,6 +13,7 @@ constexpr uint8_t kMagic[8] = {'S', 'V', 'D', 'Q', 'C', 'U', 'B', 'N'};
 constexpr uint32_t kKernelInterface = 1;
 constexpr uint64_t kHeadBytes = 16, kEntryBytes = 32, kCubinAlignment = 64;
 constexpr uint32_t kMaxCubins = 65536;
+constexpr uint32_t kSharedWithoutAsking = 48 << 10;  // that every launch may have
 constexpr const char* kCompileAgain = "compile the model again";
 
 // ELF, as far as it decides whether the driver is given the file.
@@ -20,6 +21,12 @@ constexpr uint64_t kElfHeaderBytes = 64, kElfSectionBytes = 64;
 constexpr uint16_t kElfMachineCuda = 190;
 constexpr uint8_t kElf64Little[6] = {0x7f, 'E', 'L', 'F', 2, 1};
 constexpr uint8_t kAbiCuda13 = 0x41;  // e_ident[EI_OSABI]; 0x33 before
+
+// Section types whose size is not of bytes in the file: null, nobits, and CUDA's global, local and
+// shared memory.
+bool has_no_bytes(uint32_t type) {
+  return type == 0 || type == 8 || type == 0x70000007 || type == 0x70000009 || type == 0x7000000a;
+}
 
 class ArchiveReader {
  public:
@@ -110,9 +117,7 @@ class ArchiveReader {
     }
     for (uint64_t s = 0; s < num_sections; ++s) {
       const uint8_t* section = elf + table + s * kElfSectionBytes;
-      constexpr uint32_t kNoBits = 8;
-      if (read_le<uint32_t>(section + 4) == kNoBits || read_le<uint32_t>(section + 4) == 0)
-        continue;
+      if (has_no_bytes(read_le<uint32_t>(section + 4))) continue;
       if (!inside(cubin, read_le<uint64_t>(section + 24), read_le<uint64_t>(section + 32)))
         bad(str("'", cubin.kernel, "' has a section outside itself"));
     }
@@ -140,15 +145,19 @@ LoadedKernels::LoadedKernels(std::shared_ptr<const Device> device, const Contain
     : device_(std::move(device)), subject_(container.path) {
   const Section& section = container.sections[variant.code];
   // What is hashed is what is loaded, though the file may change.
-  const uint8_t* mapped = container.section_data(section);
-  const std::vector<uint8_t> bytes(mapped, mapped + section.size);
-  if (sha256(bytes.data(), bytes.size()) != section.digest) {
+  struct alignas(kCubinAlignment) Block {
+    uint8_t bytes[kCubinAlignment];
+  };
+  std::vector<Block> copy(align_up(section.size, kCubinAlignment) / kCubinAlignment);
+  std::memcpy(copy.data(), container.section_data(section), section.size);
+  const uint8_t* bytes = copy.data()->bytes;
+  if (sha256(bytes, section.size) != section.digest) {
     fail(SVDQ_ALTERED, "open", subject_, "the code does not match its checksum",
          "copy or download the file again");
   }
   Arch arch;
   parse_target(variant.target, &arch);
-  const std::vector<Cubin> cubins = read_archive(bytes.data(), bytes.size(), arch, subject_);
+  const std::vector<Cubin> cubins = read_archive(bytes, section.size, arch, subject_);
   std::vector<size_t> num_param_bytes(plan.kernels.size());
   for (const Launch& launch : plan.launches)  // the same for all launches of a kernel: verify_plan
     num_param_bytes[launch.kernel] = 8 * size_t{launch.num_args + launch.num_scalars};
@@ -164,7 +173,7 @@ LoadedKernels::LoadedKernels(std::shared_ptr<const Device> device, const Contain
              str("code for ", variant.target, ": has no kernel '", kernel.name, "'"),
              kCompileAgain);
       }
-      load(bytes.data() + found->offset, kernel, num_param_bytes[k]);
+      load(bytes + found->offset, kernel, num_param_bytes[k]);
     }
   } catch (...) {
     unload();
@@ -215,9 +224,11 @@ void LoadedKernels::load(const uint8_t* cubin, const KernelEntry& kernel, size_t
   }
   if (static_cast<int64_t>(kernel.threads) > max_threads)
     refuse(str("has blocks of ", kernel.threads, " threads, and registers for ", max_threads));
-  device_->check(api.set_function_attribute(function, kFunctionMaxDynamicSharedBytes,
-                                            static_cast<int>(kernel.shared_bytes)),
-                 "cuFuncSetAttribute");
+  if (kernel.shared_bytes > kSharedWithoutAsking) {
+    device_->check(api.set_function_attribute(function, kFunctionMaxDynamicSharedBytes,
+                                              static_cast<int>(kernel.shared_bytes)),
+                   "cuFuncSetAttribute");
+  }
 }
 
 void LoadedKernels::unload() {

@@ -157,6 +157,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--prepare", action="store_true", help="make the models for --arch, and stop"
     )
     parser.add_argument("--arch", default="sm_90a")
+    parser.add_argument(
+        "--models", default="", help="what to prepare: emoji,flux,…; all by default"
+    )
     parser.add_argument("--seconds", type=float, default=BUDGET_SECONDS)
     options = parser.parse_args(arguments)
     link_sources()
@@ -165,7 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.prepare:
         from tests.gpu import models
 
-        models.prepare(options.folder, options.arch)
+        models.prepare(
+            options.folder, options.arch, options.models.split(",") if options.models else []
+        )
         return 0
 
     from svdqc.runtime import gpus

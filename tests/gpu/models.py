@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,17 @@ TIMES_PERTURBATION = 3.0
 a value on the edge between two codes becomes another code, and attention carries that to other tokens."""
 
 
-def prepare(folder: Path, arch: str) -> None:
+def prepare(folder: Path, arch: str, names: Sequence[str] = ()) -> None:
     """Compile the emoji model and the frontends' tiny ones for `arch`, with inputs and the references' outputs.
 
     Writes NAME.svdq, NAME.inputs.npz and NAME.golden.npz. Needs diffusers and nvcc, but no GPU.
+    names: those to make; by default all.
     """
     import torch
 
     import svdqc
 
-    for name, model, given in [*_emoji(), *_zoo()]:
+    for name, model, given in (m for m in [*_emoji(), *_zoo()] if not names or m[0] in names):
         for precision in PRECISIONS:
             path = folder / f"{name}-{precision}.svdq"
             recipe = svdqc.Recipe(precision=precision, rank=32 if name == "emoji" else 16)

@@ -306,7 +306,7 @@ def test_gpu_failure__of_a_kernel(
 CALLS = [
     "cuDevicePrimaryCtxRetain", "cuDeviceGet", "cuMemGetInfo_v2", "cuMemAlloc_v2", "cuMemHostAlloc",
     "cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2", "cuModuleLoadData", "cuModuleGetFunction",
-    "cuFuncGetAttribute", "cuFuncSetAttribute", "cuLaunchKernel", "cuStreamCreate", "cuStreamSynchronize",
+    "cuFuncGetAttribute", "cuLaunchKernel", "cuStreamCreate", "cuStreamSynchronize",
     "cuEventCreate", "cuEventRecord", "cuEventSynchronize", "cuGraphLaunch", "cuCtxPushCurrent_v2",
 ]  # fmt: skip
 
