@@ -4,8 +4,8 @@ reference ops; integer parts exact, floats within the bound of their sums."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from svdqc.compiler.codegen.cuda.backend import CudaBackend
+from svdqc.compiler.codegen.cuda.blocks import tensor_cores
+from svdqc.compiler.codegen.cuda.tiles import TILES, Coded, Tile
 from svdqc.compiler.codegen.lower import Lowered, lower
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.passes.fuse import GPU_TRAITS, fuse
@@ -23,7 +25,7 @@ from svdqc.compiler.quantize.ops import linear_s4, quantize_s4
 from svdqc.compiler.quantize.ops_formats import linear_w
 from svdqc.compiler.quantize.ranges import ActivationFormat
 from svdqc.compiler.quantize.reference import decode_weight, quantize_activation
-from svdqc.compiler.targets.cuda import SM_75, SM_80, CudaTarget
+from svdqc.compiler.targets.cuda import SM_75, SM_80, SM_86, SM_90A, CudaTarget
 
 SEED = 9
 EPS = 2.0**-24
@@ -79,108 +81,168 @@ class Case:
     up: torch.dtype = torch.bfloat16
 
 
-def run_linear_s4(
-    case: Case, epilogue: Epilogue, target: CudaTarget
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the kernels give, what is right (f64) and the bound: [m, n] each."""
-    made = torch.Generator().manual_seed(
-        hash((SEED, case.m, case.n, case.k, case.rank)) % (1 << 31)
-    )
-    x = torch.randn(case.m, case.k, generator=made)
-    if case.range == "unsigned":
-        x = x.abs()
-    other = torch.randn(case.m, case.n, generator=made)
-    down = (torch.randn(case.rank, case.k, generator=made) / case.k**0.5).bfloat16()
-    up = torch.randn(case.n, case.rank, generator=made).to(case.up)
-    w_codes = torch.randint(-8, 8, (case.n, case.k), generator=made, dtype=torch.int8)
-    w_scale = (0.02 * torch.randn(case.n, case.k // case.group, generator=made)).bfloat16()
-    bias = torch.randn(case.n, generator=made) if case.bias else None
-    inv_smooth = torch.rand(case.k, generator=made) + 0.5
+class LinearS4:
+    """One 4-bit linear of a program: its operands, and what must come out."""
 
+    def __init__(self, case: Case, epilogue: str, number: int) -> None:
+        made = torch.Generator().manual_seed(
+            hash((SEED, number, case.m, case.n, case.k)) % (1 << 31)
+        )
+        self.case, self.epilogue, self.number = case, EPILOGUES[epilogue], number
+        m, n, k, rank = case.m, case.n, case.k, case.rank
+        self.x = torch.randn(m, k, generator=made)
+        if case.range == "unsigned":
+            self.x = self.x.abs()
+        self.other = torch.randn(m, n, generator=made)
+        self.down = (torch.randn(rank, k, generator=made) / k**0.5).bfloat16()
+        self.up = torch.randn(n, rank, generator=made).to(case.up)
+        self.w_codes = torch.randint(-8, 8, (n, k), generator=made, dtype=torch.int8)
+        self.w_scale = (0.02 * torch.randn(n, k // case.group, generator=made)).bfloat16()
+        self.bias = torch.randn(n, generator=made) if case.bias else None
+        self.inv_smooth = torch.rand(k, generator=made) + 0.5
+
+    def build(self, b: ProgramBuilder, x: Node, other: Node) -> Node:
+        case = self.case
+
+        def weight(name: str) -> Node:
+            return b.weight(f"{name}{self.number}", getattr(self, name))
+
+        coded = b.call(
+            quantize_s4, x, weight("inv_smooth"), weight("down"), case.group, case.range, False, 0.0
+        )
+        parts = [b.call(operator.getitem, coded, i) for i in range(3)]
+        bias = None if self.bias is None else weight("bias")
+        y = b.call(linear_s4, *parts, weight("w_codes"), weight("w_scale"), weight("up"), bias)
+        return self.epilogue.nodes(b, y, other)
+
+    def check(self, got: Tensor) -> None:
+        case = self.case
+        activation = ActivationFormat(group_size=case.group, range=case.range)
+        codes, scale, _ = quantize_activation(self.x, self.inv_smooth, self.down, activation)
+        groups = case.k // case.group
+        terms = torch.einsum(
+            "mgk,ngk,mg,ng->gmn",
+            codes.double().reshape(case.m, groups, -1),
+            self.w_codes.double().reshape(case.n, groups, -1),
+            scale.double(),
+            self.w_scale.double(),
+        )
+        x_hat, down, up = (self.x * self.inv_smooth).double(), self.down.double(), self.up.double()
+        added = torch.zeros(case.n).double() if self.bias is None else self.bias.double()
+        want = terms.sum(0) + (x_hat @ down.T) @ up.T + added
+        branch = (x_hat.abs() @ down.abs().T) @ up.abs().T
+        size = terms.abs().sum(0) + branch + added.abs()
+        sums = (groups + 2 * case.rank + 3) * size + (case.k + 3) * branch
+        bound = self.epilogue.slope * (EPS * sums + 2.0**-16 * branch)
+        want = self.epilogue.tensors(want, self.other.double())
+        bound += 8 * EPS * (want.abs() + size)
+        miss = (got.double() - want).abs()
+        assert (miss <= bound).all(), (SEED, case, float(miss.max()), float((miss / bound).max()))
+        assert bound.max() < 2e-2 * want.abs().max()
+
+
+def check(cases: Sequence[tuple[Case, str]], target: CudaTarget) -> None:
+    """All cases as one program, so that the headers are read once."""
+    linears = [LinearS4(case, epilogue, i) for i, (case, epilogue) in enumerate(cases)]
     b = ProgramBuilder()
-    x_node, other_node = b.input(x), b.input(other)
-    coded = b.call(
-        quantize_s4, x_node, b.weight("inv_smooth", inv_smooth), b.weight("down", down),
-        case.group, case.range, False, 0.0,
-    )  # fmt: skip
-    parts = [b.call(operator.getitem, coded, i) for i in range(3)]
-    y = b.call(
-        linear_s4, *parts, b.weight("w_codes", w_codes), b.weight("w_scale", w_scale),
-        b.weight("up", up), None if bias is None else b.weight("bias", bias),
-    )  # fmt: skip
-    program = b.finish(epilogue.nodes(b, y, other_node))
-    got = PlanRunner(program, _lowered(program, target))(b.inputs)["0"]
-
-    activation = ActivationFormat(group_size=case.group, range=case.range)
-    codes, scale, _ = quantize_activation(x, inv_smooth, down, activation)
-    groups = case.k // case.group
-    terms = torch.einsum(
-        "mgk,ngk,mg,ng->gmn",
-        codes.double().reshape(case.m, groups, -1),
-        w_codes.double().reshape(case.n, groups, -1),
-        scale.double(),
-        w_scale.double(),
-    )
-    x_hat, down, up = (x * inv_smooth).double(), down.double(), up.double()
-    added = torch.zeros(case.n).double() if bias is None else bias.double()
-    want = terms.sum(0) + (x_hat @ down.T) @ up.T + added
-    branch = (x_hat.abs() @ down.abs().T) @ up.abs().T
-    size = terms.abs().sum(0) + branch + added.abs()
-    bound = EPS * ((groups + 2 * case.rank + 3) * size + (case.k + 3) * branch) + 2.0**-16 * branch
-    result = epilogue.tensors(want, other.double())
-    return got.double(), result, epilogue.slope * bound + 8 * EPS * (result.abs() + size)
+    inputs = [(b.input(linear.x), b.input(linear.other)) for linear in linears]
+    built = [linear.build(b, *given) for linear, given in zip(linears, inputs, strict=True)]
+    program = b.finish(*built)
+    results = PlanRunner(program, _lowered(program, target))(b.inputs)
+    for i, linear in enumerate(linears):
+        linear.check(results[str(i)])
 
 
-def check(case: Case, epilogue: str = "store", target: CudaTarget = SM_80) -> None:
-    got, want, bound = run_linear_s4(case, EPILOGUES[epilogue], target)
-    miss = (got - want).abs()
-    assert (miss <= bound).all(), (SEED, float(miss.max()), float((miss / bound).max()))
-    assert bound.max() < 2e-2 * want.abs().max()
+def test_linear_s4__epilogues() -> None:
+    check([(Case(33, 72, 192), epilogue) for epilogue in EPILOGUES], SM_80)
 
 
-@pytest.mark.parametrize("epilogue", list(EPILOGUES))
-def test_linear_s4__epilogues(epilogue: str) -> None:
-    check(Case(33, 72, 192), epilogue)
+@pytest.mark.parametrize("target", [SM_75, SM_90A], ids=lambda target: target.arch)
+def test_linear_s4__ranges_and_branches(target: CudaTarget) -> None:
+    cases = [
+        Case(17, 40, 128, range="unsigned"),
+        Case(17, 40, 128, range="symmetric", rank=0),
+        Case(17, 40, 64, rank=24, bias=False, up=torch.float32),
+        Case(17, 40, 96, group=32, rank=8, up=torch.float16),
+        Case(17, 40, 256, group=128, rank=0, bias=False),
+    ]
+    check([(case, "store") for case in cases], target)
 
 
-def run_linear(
-    m: int, n: int, k: int, stored: torch.dtype, target: CudaTarget, view: bool = False
-) -> None:
-    """A linear with float weights, of rows in memory or (view) of a product that its kernel computes."""
-    made = torch.Generator().manual_seed(hash((SEED, m, n, k)) % (1 << 31))
-    x = torch.randn(m, k, generator=made)
-    w, bias = torch.randn(n, k, generator=made).to(stored), torch.randn(n, generator=made)
-    b = ProgramBuilder()
-    rows = b.input(x.T.contiguous() if view else x)
-    if view:
-        rows = b.call(aten.permute.default, rows, [1, 0])
-    weight = b.weight("w", w)
-    if stored is not torch.float32:
-        weight = b.call(aten._to_copy.default, weight, dtype=torch.float32)
-    y = b.call(aten.linear.default, rows, weight, b.weight("bias", bias))
-    program = b.finish(b.call(aten.relu.default, y))
-    got = PlanRunner(program, _lowered(program, target))(b.inputs)["0"].double()
-    want = (x.double() @ w.double().T + bias.double()).relu()
-    size = x.double().abs() @ w.double().abs().T + bias.double().abs()
-    bound = (EPS * (3 * k + 3) + 2.0**-16) * size
-    if target is SM_75:  # relative to the largest of 16 k
-        bound += 2.0**-20 * k * x.double().abs().amax() * w.double().abs().amax()
-    assert ((got - want).abs() <= bound).all(), (SEED, float(((got - want).abs() / bound).max()))
-    assert bound.max() < 2e-2 * want.abs().max()
+def test_linear_s4__model_widths() -> None:
+    """FLUX, PixArt and SDXL."""
+    cases = [
+        (Case(9, 3072, 3072, rank=32), "gate_residual"),
+        (Case(33, 4608, 1152, rank=32), "gelu"),
+        (Case(17, 1280, 5120, rank=32), "store"),
+    ]
+    check(cases, SM_86)
+
+
+def test_linear_s4__tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tile that products of 4-bit codes may have, one row and column less and more than it has."""
+    product = Coded(4, 4, 64, True)
+    tiles: dict[tuple[int, int], Tile] = {}
+    cases = []
+    for tile in TILES:
+        if not product.fits(tile, SM_80):
+            continue
+        for case in (
+            Case(tile.rows + 1, tile.columns - 1, 128),
+            Case(tile.rows - 1, tile.columns + 1, 192, rank=0),
+        ):
+            while (case.m, case.n) in tiles:
+                case = replace(case, n=case.n + tile.columns)
+            tiles[case.m, case.n] = tile
+            cases.append((case, "store"))
+    assert len(cases) >= 12
+    monkeypatch.setattr(tensor_cores, "choose_tile", lambda _t, _p, m, n, _k: tiles[m, n])
+    check(cases, SM_80)
 
 
 @pytest.mark.parametrize("target", [SM_75, SM_80], ids=lambda target: target.arch)
-@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
-def test_linear__stored_weights(stored: torch.dtype, target: CudaTarget) -> None:
-    run_linear(33, 70, 100, stored, target)
+def test_linear__stored_weights_and_views(target: CudaTarget) -> None:
+    """Float weights of every type, of rows in memory and through a view."""
+    made = torch.Generator().manual_seed(SEED)
+    shapes = [
+        (33, 70, 100, torch.bfloat16, False),
+        (33, 70, 100, torch.float16, False),
+        (33, 70, 101, torch.float32, False),
+        (17, 40, 48, torch.bfloat16, True),
+    ]
+    b = ProgramBuilder()
+    operands = []
+    for m, n, k, stored, _ in shapes:
+        w = torch.randn(n, k, generator=made).to(stored)
+        operands.append((torch.randn(m, k, generator=made), w, torch.randn(n, generator=made)))
+    inputs = [
+        b.input(x.T.contiguous() if s[4] else x)
+        for (x, _, _), s in zip(operands, shapes, strict=True)
+    ]
+    built = []
+    for i, ((_, w, bias), shape, rows) in enumerate(zip(operands, shapes, inputs, strict=True)):
+        weight = b.weight(f"w{i}", w)
+        if w.dtype is not torch.float32:
+            weight = b.call(aten._to_copy.default, weight, dtype=torch.float32)
+        if shape[4]:
+            rows = b.call(aten.permute.default, rows, [1, 0])
+        y = b.call(aten.linear.default, rows, weight, b.weight(f"bias{i}", bias))
+        built.append(b.call(aten.relu.default, y))
+    program = b.finish(*built)
+    results = PlanRunner(program, _lowered(program, target))(b.inputs)
+    for i, (x, w, bias) in enumerate(operands):
+        got, k = results[str(i)].double(), x.shape[1]
+        want = (x.double() @ w.double().T + bias.double()).relu()
+        size = x.double().abs() @ w.double().abs().T + bias.double().abs()
+        bound = (EPS * (3 * k + 3) + 2.0**-16) * size
+        if target is SM_75:  # relative to the largest of 16 k
+            bound += 2.0**-20 * k * x.double().abs().amax() * w.double().abs().amax()
+        miss = (got - want).abs()
+        assert (miss <= bound).all(), (SEED, shapes[i], float((miss / bound).max()))
+        assert bound.max() < 2e-2 * want.abs().max()
 
 
-def test_linear__reads_through_a_view() -> None:
-    run_linear(17, 40, 48, torch.bfloat16, SM_80, view=True)
-
-
-@pytest.mark.parametrize("form", ["s4", "nf4"])
-@pytest.mark.parametrize("m", [1, 20])
+@pytest.mark.parametrize(("form", "m"), [("s4", 1), ("nf4", 20)])
 def test_linear_w__silu_before_and_after(form: str, m: int) -> None:
     n, k = 72, 192
     made = torch.Generator().manual_seed(SEED)
