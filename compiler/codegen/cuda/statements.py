@@ -14,6 +14,7 @@ from itertools import product
 from torch.fx import Node
 
 from svdqc.compiler.codegen.columns import column_places
+from svdqc.compiler.codegen.cuda.quantizers import quantizer
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.printing.backend import Block
@@ -21,7 +22,6 @@ from svdqc.compiler.codegen.printing.expressions import value_type
 from svdqc.compiler.codegen.printing.operands import stored_kind
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import (
-    RANGES,
     UNROLL,
     Body,
     Loop,
@@ -286,23 +286,22 @@ class CudaStatements(StatementPrinter):
 
     def quantize(self, statement: Quantize) -> list[str]:
         node, source = statement.node, statement.source
-        _, inv_smooth, lora_down, group, range_name, rotated, shift = operands(node)
+        _, inv_smooth, lora_down = operands(node)[:3]
         shape = self.program.table.shape(source)
         in_features, rank = shape[-1].const, int(lora_down.meta["val"].shape[0])
         stride = in_features + 4  # rows begin on different banks
         x = f"x{len(self._scratch_names) + len(self.declarations)}"
         self.declare_scratch(x, "float", IntExpr.of(stride))
         lines = self.gather(source, x, str(stride))
-        kind, threads = RANGES[str(range_name)], self.block.threads
-        code_bytes = in_features if kind == "Symmetric127" else in_features // 2
+        threads = self.block.threads
+        function, groups, code_bytes = quantizer(node, in_features, threads)
         codes = self.item_pointer(node, 0, code_bytes)
         scale, low = self.item_pointer(node, 1), self.item_pointer(node, 2)
         smooth = self.pointer(self.storages[inv_smooth])
         lines += [
             SYNC,
-            f"svdq::quantize_s4<{group}, svdq::ActRange::{kind}, {'true' if rotated else 'false'}, {threads}>("
-            f"rows, {in_features}, {x}, {stride}, {smooth}, {float(shift)!r}f, "
-            f"{codes} + row_begin * {code_bytes}, {scale} + row_begin * {in_features // int(group)});",
+            f"svdq::{function}(rows, {in_features}, {x}, {stride}, {smooth}, {float(operands(node)[6])!r}f, "
+            f"{codes} + row_begin * {code_bytes}, {scale} + row_begin * {groups});",
         ]
         if rank:
             weight = self.storages[lora_down]

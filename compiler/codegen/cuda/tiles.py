@@ -107,10 +107,16 @@ class Coded:
     group: int
     native_s4: bool
 
+    header = "gemm_int.h"
+
     @property
     def bk(self) -> int:
         """k of a stage: rows of 128 bytes."""
         return 256 if self.x_bits == 4 else 128
+
+    def gemm_bytes(self, tile: Tile) -> int:
+        """Shared memory of the whole product."""
+        return tile.shared_bytes(self.stage_bytes(tile))
 
     def stage_bytes(self, tile: Tile) -> int:
         groups = self.bk // self.group if self.group else 0
@@ -144,6 +150,11 @@ class Floats:
     products: int
 
     bk = 32
+    header = "gemm_float.h"
+
+    def gemm_bytes(self, tile: Tile) -> int:
+        """Shared memory of the whole product."""
+        return tile.shared_bytes(self.stage_bytes(tile))
 
     def stage_bytes(self, tile: Tile) -> int:
         return tile.rows * (self.bk + 8) * 4
@@ -170,7 +181,7 @@ def clocks(
     tile: Tile, product: Coded | Floats, target: CudaTarget, m: int, n: int, k: int
 ) -> float:
     """What the model expects of a whole product of m x n over k."""
-    shared = tile.shared_bytes(product.stage_bytes(tile))
+    shared = product.gemm_bytes(tile)
     resident = target.max_ctas(tile.threads, shared, REGISTERS)
     ctas = -(-m // tile.rows) * -(-n // tile.columns)
     per_sm = -(-ctas // target.num_sms)
@@ -187,6 +198,6 @@ def choose_tile(target: CudaTarget, product: Coded | Floats, m: int, n: int, k: 
         tile
         for tile in TILES
         if product.fits(tile, target)
-        and tile.shared_bytes(product.stage_bytes(tile)) <= target.shared_bytes_per_cta
+        and product.gemm_bytes(tile) <= target.shared_bytes_per_cta
     ]
     return min(fitting, key=lambda tile: clocks(tile, product, target, m, n, k))

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
+from svdqc.compiler.codegen.cuda.blocks.linear_wgmma import (
+    linear_wgmma,
+    linear_wgmma_block,
+    runs_on_warpgroups,
+)
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import product_code, tile_block, tile_of
 from svdqc.compiler.codegen.cuda.tiles import Coded
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
@@ -33,6 +38,8 @@ FORMATS = {
 
 
 def linear_coded_block(program: RowProgram, target: CudaTarget) -> Block:
+    if runs_on_warpgroups(program, target):
+        return linear_wgmma_block()
     _, product, (out_features, in_features) = _product(program)
     return tile_block(tile_of(target, program, product, out_features, in_features))
 
@@ -60,6 +67,8 @@ def linear_coded(
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
+    if runs_on_warpgroups(program, target):
+        return linear_wgmma(target, program, printer, params)
     codes, scale, low, w_codes, w_scale, lora_up, bias, _, _ = operands(anchor)
     form, product, (out_features, in_features) = _product(program)
     tile = tile_of(target, program, product, out_features, in_features)

@@ -52,7 +52,7 @@ def product_code(
     context: dict[str, Any],
 ) -> AnchorCode:
     """The anchor's code; `context` has what `template` needs beside what is common."""
-    gemm_bytes = tile.shared_bytes(product.stage_bytes(tile))
+    gemm_bytes = product.gemm_bytes(tile)
     offset = printer.scratch.take(IntExpr.of(gemm_bytes))
     printer.tile = ("tile", str(tile.ld), "col_begin")
     column_tasks = -(-out_features // tile.columns)
@@ -67,12 +67,11 @@ def product_code(
         **context,
     }
     files = ["gemm_low_rank.h"] if whole["rank"] else []
-    name = "gemm_int.h" if isinstance(product, Coded) else "gemm_float.h"
     return AnchorCode(
         template,
         whole,
         num_rows.ceildiv(tile.rows) * column_tasks,
-        headers(program, name, *files),
+        headers(program, product.header, *files),
         [],
         [f"char* const gemm_memory = scratch + {params.scalar(offset)};"],
     )
