@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from svdqc.compiler.codegen.lower import lower
 from svdqc.compiler.driver.variants import plan_regions
-from svdqc.compiler.passes.linear_groups import linear_groups
+from svdqc.compiler.passes.linear_groups import LinearGroup, linear_groups
 from svdqc.compiler.passes.select_layers import quantized_groups
 from svdqc.compiler.passes.svdquant import svdquant
 from svdqc.compiler.quantize.recipe import Recipe
@@ -27,11 +27,12 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
 class Everything(nn.Module):
-    """One use of each template: 4-bit and f32 linears, attention, convolution, batched product, a row program."""
+    """One use of each template: linears of each kind, attention, convolution, batched product, a row program."""
 
     def __init__(self) -> None:
         super().__init__()
         self.four_bit, self.plain = nn.Linear(64, 64), nn.Linear(64, 48)
+        self.coded, self.weights = nn.Linear(64, 40), nn.Linear(64, 24)
         self.conv = nn.Conv2d(3, 16, 3, padding=1)
 
     def forward(self, x: Tensor, image: Tensor) -> tuple[Tensor, ...]:
@@ -39,6 +40,8 @@ class Everything(nn.Module):
         return (
             F.gelu(self.four_bit(x)),
             F.silu(self.plain(x)),
+            self.coded(x),
+            self.weights(x),
             F.scaled_dot_product_attention(heads, heads, heads),
             self.conv(image),
             x @ x.transpose(1, 2),
@@ -49,15 +52,24 @@ class Everything(nn.Module):
 def rendered() -> dict[str, str]:
     """Kernels of `Everything`, by template."""
     torch.manual_seed(0)
-    recipe = {"precision": "int4", "rank": 16, "quantize": ("four_bit",), "keep": ("plain",)}
+    recipes = {
+        "four_bit": Recipe("int4", 16),
+        "coded": Recipe("nvfp4", 16),
+        "weights": Recipe("w4a16"),
+    }
+    recipe = {"precision": "int4", "quantize": tuple(recipes), "keep": ("plain",)}
     inputs = {"x": torch.randn(1, 8, 64), "image": torch.randn(1, 3, 8, 8)}
     found = canonical(Everything(), inputs, **recipe)
-    groups = quantized_groups(found.decisions, linear_groups(found.program))
-    svdquant(found.program, groups, {}, {g.name: Recipe(**recipe) for g in groups})
+    (together,) = quantized_groups(found.decisions, linear_groups(found.program))
+    pairs = zip(together.linears, together.names, strict=True)
+    groups = [LinearGroup((linear,), (name,)) for linear, name in pairs]
+    svdquant(found.program, groups, {}, recipes)
     kernels = lower(found.program, plan_regions(found.program)).kernels
     prefixes = {
         "gemm_s4": "gemm_s4",
-        "gemm": "gemm_f32",
+        "gemm_coded": "gemm_nvfp4",
+        "gemm_w4": "gemm_f32_s4",
+        "gemm": "gemm_f32_48",
         "attention": "attention",
         "conv": "conv",
         "bmm": "bmm",
@@ -70,12 +82,13 @@ def rendered() -> dict[str, str]:
 
 
 first = cache(rendered)
-TEMPLATES = ("attention", "bmm", "conv", "gemm", "gemm_s4", "rows")
+TEMPLATES = ("attention", "bmm", "conv", "gemm", "gemm_coded", "gemm_s4", "gemm_w4", "rows")
 
 
 def test_every_template_has_a_golden() -> None:
     templates = {path.name.removesuffix(".cpp.j2") for path in templates_folder().glob("cpu/*.j2")}
-    assert templates - {"kernel"} == set(TEMPLATES)  # kernel.cpp.j2 is the frame of the others
+    shared = {"kernel", "linear_task"}  # the frame of all of them, and what a linear's task is
+    assert templates - shared == set(TEMPLATES)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

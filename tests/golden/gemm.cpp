@@ -4,7 +4,7 @@
 #include "svdq_kernel.h"
 #include "svdq_cpu/rows.h"
 #include "svdq_cpu/gemm_f32.h"
-extern "C" SVDQ_KERNEL_EXPORT void gemm_f32_48x64_silu__8x256_baca32fd(const svdq_kernel_args* args, int64_t task_begin, int64_t task_end) {
+extern "C" SVDQ_KERNEL_EXPORT void gemm_f32_48x64_silu__8x256_b53fad4b(const svdq_kernel_args* args, int64_t task_begin, int64_t task_end) {
   char* const scratch = static_cast<char*>(args->scratch);
   const float* const b0 = static_cast<const float*>(args->buffers[0]);
   const float* const b1 = static_cast<const float*>(args->buffers[1]);
@@ -20,8 +20,9 @@ extern "C" SVDQ_KERNEL_EXPORT void gemm_f32_48x64_silu__8x256_baca32fd(const svd
     const int64_t col_begin = task % 1 * 256;
     const int64_t col_end = svdq::min_i64(48, col_begin + 256);
     const int64_t rows = svdq::min_i64(8, s0 - row_begin);
-    svdq::fill_panels<svdq::StoredF32>(rows, col_begin / 16, (col_end + 15) / 16, 48, b2, tile, 272);
-    svdq::gemm_f32(rows, 64, b0 + 0 + row_begin * s1, s1, b1, col_begin / 16, (col_end + 15) / 16, tile, 272,
+    const int64_t panel_begin = col_begin / 16, panel_end = (col_end + 15) / 16;
+    svdq::fill_panels<svdq::StoredF32>(rows, panel_begin, panel_end, 48, b2, tile, 272);
+    svdq::gemm_f32(rows, 64, b0 + 0 + row_begin * s1, s1, b1, panel_begin, panel_end, tile, 272,
         true);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t o0 = (row_begin + r);
