@@ -1,14 +1,16 @@
 """How much each quantized layer's error matters to the model's output, for all layers at once.
 
 Let a group of linears be missing a share e of its output's energy. The model's output then misses about s e of its
-own energy, and s is what is measured here. Coding a weight and its input to few bits errs by nearly independent
-amounts, in proportion to the token's and the output channel's size:
+own energy, and s is what is measured here. An error in the coded weight is the same for every token, so tokens of one
+direction add up; elements of the weight err independently, in proportion to the size of their output channel and,
+under smoothing, to the inverse root of their input channel's RMS:
 
-    delta[t, n]^2  =  e |y|^2 a[t] b[n] / (sum a sum b)        a = |x[t]|^2,  b = |w[n]|^2
+    y_error[t] = x_hat[t] @ d.T      x_hat = x / sqrt(rms(x))      E d[n, k]^2 ~ b[n] = |w[n]|^2
 
-With J the derivative of the model's output by y, E |J delta|^2 = sum delta^2 * E_v (J.T v)^2 over random v of unit
-variance: one backward pass from a random v gives s of every layer. On the emoji model the sum over its layers
-foretells the error of the whole quantized model within 10 %.
+With g the gradient, by y, of the model's output along a random direction of unit variance, the energy that the output
+misses is sum_n b[n] |g[:, n] @ x_hat|^2: one backward pass gives it for every layer. The errors of coded activations
+differ by token, but follow the same pattern closely enough: on the emoji model s is within 30 % of what quantizing one
+layer alone does (one standard deviation), and the sum over the layers foretells the error of the whole within 10 %.
 
 Only one block is differentiated at a time: a forward pass keeps what is alive where a block begins, and each block,
 from the last to the first, runs once more from there with gradients. So memory holds one block's weights and
@@ -33,6 +35,7 @@ from svdqc.compiler.passes.linear_groups import LinearGroup, block_name, weight_
 Values = dict[Node, Any]
 
 _GROUPS_PER_SEGMENT = 8
+_SMALLEST_RMS = 1e-3
 _TOKEN_BYTES = 1 << 28
 _FEWEST_TOKENS, _MOST_TOKENS = 8, 128
 
@@ -189,7 +192,7 @@ def _output_gradients(
 
 @dataclass
 class _Meter:
-    """Adds up sum g^2 a b of a group's linears, and what to divide by."""
+    """Adds up sum_n b[n] |g[:, n] @ x_hat|^2 of a group's linears, and what to divide by."""
 
     pulled: float = 0.0
     products: float = 0.0
@@ -248,14 +251,17 @@ def _watched(
     linear = y.detach().float()
     if isinstance(bias, Node):
         linear = linear - _value(program, values, bias).detach().float()
-    a = x.square().sum(-1, keepdim=True)  # [..., 1]
+    x_hat = x.reshape(-1, x.shape[-1])  # [tokens, in_features]
+    rms = x_hat.square().mean(0).sqrt()
+    x_hat = x_hat / rms.clamp_min(float(rms.max()) * _SMALLEST_RMS + 1e-30).sqrt()
     b = w.square().sum(1)  # [out_features]
     meter = tape.meters.setdefault(group.name, _Meter())
-    meter.products += float(a.sum() * b.sum())
+    meter.products += float(x_hat.square().sum() * b.sum())
     meter.energy += float(linear.square().sum())
 
     def measure(gradient: Tensor) -> None:
-        meter.pulled += float(((gradient.float().square() * b).sum(-1, keepdim=True) * a).sum())
+        pulled = gradient.float().reshape(-1, gradient.shape[-1]).T @ x_hat
+        meter.pulled += float(pulled.square().sum(1) @ b)
 
     if not y.requires_grad:
         y = y.detach().requires_grad_()

@@ -121,11 +121,12 @@ def pixart(blocks: int) -> None:
 
 
 def pixart_inputs(dice: torch.Generator, time_step: float) -> dict[str, Tensor]:
-    return {
+    drawn = {
         "hidden_states": torch.randn(1, 4, LATENT, LATENT, generator=dice),
         "encoder_hidden_states": torch.randn(1, WORDS, CAPTION, generator=dice),
         "timestep": torch.tensor([1000.0 * time_step]),
     }
+    return {name: value.to(torch.bfloat16) for name, value in drawn.items()}
 
 
 def write_pixart(folder: Path, blocks: int) -> None:

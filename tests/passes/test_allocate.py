@@ -104,7 +104,7 @@ def tokens() -> dict[str, LinearSamples]:
 
 
 class Perturbed(ProgramInterpreter):
-    """Adds noise of a tenth of its size to one group's outputs, shaped as rounding errors are."""
+    """Adds a tenth to one group's outputs, as errors in a smoothed weight would."""
 
     def __init__(self, program: Program, group: LinearGroup, seed: int) -> None:
         super().__init__(program)
@@ -117,8 +117,9 @@ class Perturbed(ProgramInterpreter):
         x = self.env[self.group.x]
         assert isinstance(n.args[1], torch.fx.Node)
         w, bias = self.env[n.args[1]], self.env[n.args[2]]
-        shape = x.square().sum(-1, keepdim=True).sqrt() * w.square().sum(1).sqrt()
-        noise = torch.randn(y.shape, generator=self.dice) * shape
+        x_hat = x / x.square().mean((0, 1)).sqrt().sqrt()
+        wrong = torch.randn(w.shape, generator=self.dice) * w.square().sum(1, keepdim=True).sqrt()
+        noise = x_hat @ wrong.T
         return y + noise * (0.1 * (y - bias).norm() / noise.norm())
 
 
