@@ -86,6 +86,7 @@ def _driver(path: str) -> c.CDLL:
         "cuMemFree_v2": [pointer],
         "cuMemcpyHtoDAsync_v2": [pointer, c.c_void_p, c.c_size_t, c.c_void_p],
         "cuMemcpyDtoHAsync_v2": [c.c_void_p, pointer, c.c_size_t, c.c_void_p],
+        "cuCtxSynchronize": [],
         "cuStreamSynchronize": [c.c_void_p],
     }.items():  # others are called with typed arguments
         getattr(library, name).argtypes = arguments
@@ -128,10 +129,10 @@ class Gpu:
 
 
 def synchronize(device: int) -> None:
-    """Wait for what is in the device's default stream."""
+    """Wait for all work of the device."""
     gpu = Gpu(device)
     with gpu.current():
-        gpu.call("cuStreamSynchronize", LEGACY_STREAM)
+        gpu.call("cuCtxSynchronize")
 
 
 class _Allocation:

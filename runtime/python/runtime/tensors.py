@@ -171,6 +171,7 @@ class OutputKind:
             v for v in values if not isinstance(v, np.ndarray | np.generic | bool | int | float)
         ]
         self.device = next((d for d in map(gpu_of, foreign) if d is not None), None)
+        self.borrows = any(gpu_of(v) is not None and not is_torch(v) for v in foreign)
         self.namespace = None
         if self.torch is None and foreign and hasattr(foreign[0], "__array_namespace__"):
             self.namespace = foreign[0].__array_namespace__()
@@ -190,8 +191,8 @@ class OutputKind:
         return TensorMemory(array.ctypes.data, dtype, shape, array)
 
     def wait(self) -> None:
-        """For tensors whose owner cannot be told when the device has done with them."""
-        if self.device is not None and self.torch is None:
+        """For tensors lent through DLPack, whose owners cannot be told when the device has done with them."""
+        if self.borrows and self.device is not None:
             device_memory.synchronize(self.device)
 
     def finish(self, output: TensorMemory) -> Any:

@@ -82,6 +82,11 @@ FAKE_API Result cuStreamSynchronize(Stream handle) {
   return driver.finish(stream, nullptr);
 }
 
+FAKE_API Result cuCtxSynchronize() {
+  FAKE_ENTER(cuCtxSynchronize, true);
+  return driver.finish_all(driver.current());
+}
+
 FAKE_API Result cuStreamWaitEvent(Stream handle, Event event_handle, unsigned flags) {
   FAKE_ENTER(cuStreamWaitEvent, true);
   FakeStream* stream = driver.stream(handle);
