@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.cuda.host_kernels import HostKernels, guarded, margins_untouched
+from tests.cuda.host_kernels import SCHEDULES, HostKernels, guarded, margins_untouched
 
 from svdqc.compiler.targets.cuda_layouts import LAYOUTS
 
@@ -41,6 +41,12 @@ def kernels() -> HostKernels:
     return HostKernels({"gemm_float": kernel_source(KINDS, TILE)})
 
 
+@pytest.fixture(scope="module")
+def full() -> HostKernels:
+    """The tile of large products."""
+    return HostKernels({"gemm_float_full": kernel_source(KINDS[1:2], "128, 128, 2, 4, 3, 2")})
+
+
 def check(
     kernels: HostKernels,
     kind: tuple[str, str, str],
@@ -49,6 +55,8 @@ def check(
     k: int,
     with_bias: bool = True,
     spread: float = 0.0,
+    tile: tuple[int, int] = SMALL,
+    schedule: int = 0,
 ) -> None:
     """One product against f64. spread: decades over which the magnitudes of x and w vary, opposed, every 16 k."""
     math, weight, source = kind
@@ -70,8 +78,8 @@ def check(
     packed = LAYOUTS[f"{weight}_mma"].pack(w)
     words = packed.view(torch.int16) if packed.dtype != torch.float32 else packed
     buffers = [given.numpy(), words.numpy(), bias.numpy(), out]
-    tasks = -(-m // SMALL[0]) * -(-n // SMALL[1])
-    kernels.launch(_name(*kind), buffers, [m, n, k, ldx, n + 3], grid_x=tasks)
+    tasks = -(-m // tile[0]) * -(-n // tile[1])
+    kernels.launch(_name(*kind), buffers, [m, n, k, ldx, n + 3], grid_x=tasks, schedule=schedule)
     assert margins_untouched(out, margins)
     rows = torch.from_numpy(out).reshape(m, n + 3)
     assert rows[:, n:].isnan().all()
@@ -117,3 +125,17 @@ def test_gemm_float__n_tails(kernels: HostKernels, n: int) -> None:
 @pytest.mark.parametrize("source", ["Single", "Element"])
 def test_gemm_float__k_tails(kernels: HostKernels, k: int, source: str) -> None:
     check(kernels, ("Bf16Math", "bf16", source), 20, 40, k)
+
+
+@pytest.mark.parametrize(
+    ("n", "k"), [(3072, 64), (64, 3072), (1152, 256), (3072, 768), (320, 1280)]
+)
+def test_gemm_float__model_widths(full: HostKernels, n: int, k: int) -> None:
+    """Layers that models keep: FLUX's first and last, PixArt's and SDXL's embeddings."""
+    check(full, KINDS[1], 17, n, k, tile=(128, 128))
+
+
+@pytest.mark.parametrize("m", [127, 128, 129])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_gemm_float__full_tile(full: HostKernels, m: int, schedule: int) -> None:
+    check(full, KINDS[1], m, m + 1, 80, tile=(128, 128), schedule=schedule)

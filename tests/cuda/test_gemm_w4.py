@@ -94,6 +94,12 @@ def test_gemm_w4__one_group(kernels: HostKernels, kind: Kind, k: int) -> None:
     check(kernels, kind, 2, 32, k)
 
 
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 18432, 3072), (2, 6912, 1152), (2, 1280, 5120)])
+def test_gemm_w4__model_widths(kernels: HostKernels, m: int, n: int, k: int) -> None:
+    """Modulation of FLUX and PixArt, the time embedding of SDXL."""
+    check(kernels, KINDS[0], m, n, k)
+
+
 @pytest.mark.parametrize("target", [SM_75, SM_80, SM_90A], ids=lambda target: target.arch)
 def test_gemm_w4__instructions(target: CudaTarget) -> None:
     kind = ("F16Math" if target is SM_75 else "Bf16Math", "s4", 64, 1)
