@@ -62,7 +62,8 @@ def calibration_source(
     if path.suffix in PROMPT_SUFFIXES:
         from svdqc.compiler.driver.record_pipeline import PipelineRecording
 
-        return PipelineRecording(find_pipeline(pipeline, model), read_prompts(path), steps, count)
+        folder = find_pipeline(pipeline, model, path)
+        return PipelineRecording(folder, read_prompts(path), steps, count)
     return load_calibration(path, nested=nested)
 
 

@@ -80,8 +80,13 @@ def _from_yaml(path: Path, text: str) -> Prompts:
     return Prompts(tuple(prompts), steps, seed, dict(call))
 
 
-def find_pipeline(pipeline: str | os.PathLike[str] | None, model: Any) -> Path:
-    """The folder with the pipeline's model_index.json: as given, else the model's own folder or the one around it."""
+def find_pipeline(
+    pipeline: str | os.PathLike[str] | None, model: Any, prompts: Path | str = "prompts"
+) -> Path:
+    """The folder with the pipeline's model_index.json: as given, else the model's own folder or the one around it.
+
+    prompts  the file that needs it, for the message
+    """
     if pipeline is not None:
         candidates = [Path(pipeline).expanduser()]
     elif isinstance(model, str | os.PathLike):
@@ -93,9 +98,11 @@ def find_pipeline(pipeline: str | os.PathLike[str] | None, model: Any) -> Path:
             return folder
     raise NoPipeline(
         "calibration",
-        "pipeline" if pipeline is None else str(pipeline),
-        "no model_index.json there" if candidates else "no folder to draw the prompts with",
-        "give the folder of a diffusers pipeline with --pipeline FOLDER",
+        str(prompts),
+        f"prompts to draw, and no diffusers pipeline (no model_index.json in {candidates[0]})"
+        if candidates
+        else "prompts to draw, and no diffusers pipeline",
+        "give the pipeline's folder with --pipeline FOLDER, or a .npz or .safetensors file of samples",
     )
 
 
