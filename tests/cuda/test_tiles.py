@@ -31,7 +31,7 @@ def test_choose_tile__the_gpu_can_hold_it(target: CudaTarget, product: Coded | F
         tile = choose_tile(target, product, m, n, k)
         shared = tile.shared_bytes(product.stage_bytes(tile))
         assert product.fits(tile, target)
-        assert target.max_ctas(tile.threads, shared, 255) >= 1
+        assert target.max_ctas(tile.threads, shared, tile.registers) >= 1
         best = clocks(tile, product, target, m, n, k)
         assert all(
             best <= clocks(other, product, target, m, n, k)
