@@ -33,6 +33,12 @@ def stays_in_columns(region: Region, maps: AccessMaps) -> bool:
     return not program.before and not program.resident and column_places(program) is not None
 
 
+def keeps_own_columns(program: RowProgram) -> bool:
+    """True if each value after the anchor has the anchor's columns, and is computed from its own."""
+    places = column_places(program)
+    return places is not None and all(place.first == 0 for place in places.values())
+
+
 def column_places(program: RowProgram) -> dict[Node, Place] | None:
     """The place of each value that is computed after the anchor; None if some value has none."""
     found: dict[Node, Place] = {}
@@ -54,7 +60,7 @@ def _place(program: RowProgram, statement: Compute, known: dict[Node, Place]) ->
     for load in loads(program.element(node, idx)):
         if load.source is anchor:
             column = program.inner_position(anchor, load.idx)
-        elif load.source in program.region.stored:
+        elif load.source in program.region.stored or load.source in program.resident:
             if load.idx != program.output_index(load.source) or load.source not in known:
                 return None
             column = _column(known[load.source])

@@ -13,7 +13,7 @@ import networkx as nx
 from torch.fx import Graph, Node
 
 from svdqc.compiler.codegen.access import AccessMaps
-from svdqc.compiler.codegen.columns import stays_in_columns
+from svdqc.compiler.codegen.columns import keeps_own_columns, stays_in_columns
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import rule_of
 from svdqc.compiler.codegen.region import (
@@ -24,6 +24,7 @@ from svdqc.compiler.codegen.region import (
     RegionSolver,
     tiles_columns,
 )
+from svdqc.compiler.codegen.rowprogram import build_row_program
 from svdqc.compiler.ir.intexpr import prod
 from svdqc.compiler.ir.ops import copy as COPY
 from svdqc.compiler.ir.program import Program
@@ -246,9 +247,14 @@ class _Planner:
         elif (
             anchor is not None
             and _prefers_columns(anchor, rows.upper())
-            and not tiles_columns(nodes, stored, anchor, layout)
+            and not self._tiles_columns(Region(nodes, anchor, layout, stored))
         ):
             raise CannotFuse("few rows: the linear is split along its columns")
+
+    def _tiles_columns(self, region: Region) -> bool:
+        assert region.anchor is not None
+        tiles = tiles_columns(region.nodes, region.stored, region.anchor, region.layout)
+        return tiles and keeps_own_columns(build_row_program(region, self.maps))
 
     def _is_small_epilogue(self, producer: int, consumer: int) -> bool:
         """The anchor's own rows bound the parallelism; work no larger than its result changes nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from svdqc.compiler.codegen.columns import keeps_own_columns
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.codegen.region import tiles_columns
@@ -39,7 +40,8 @@ def plan_block(program: RowProgram) -> Block:
     )
     if target in anchors.LINEARS:
         few = rows.upper() <= 4 * ROWS_IN_TILE
-        if few and tiles_columns(region.nodes, region.stored, anchor, region.layout):
+        tiles = tiles_columns(region.nodes, region.stored, anchor, region.layout)
+        if few and tiles and keeps_own_columns(program):
             return Block(min(rows.upper(), 4 * ROWS_IN_TILE), COLUMN_BLOCK)
     for count in (48, 36, 24, 12):
         if count * width * 4 <= TILE_BYTES and rows.upper() >= 4 * count:
