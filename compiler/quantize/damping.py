@@ -10,9 +10,9 @@ x that were not fitted, coded as x~. With H = C' + N = (F + I) D (F + I).T (gptq
     neither:   R itself reads the codes                                                    mean |x - x~|^2
 
 Residuals and rounding errors are taken as white, so the sum needs no weight: the two means, the first times the power
-of rounding. A token counts by its own size, because a few tokens of another kind (words among patches of a picture)
-must not be given up for many of one kind. Of dampings that cost nearly the same the strongest is taken: what the
-held-out tokens cannot tell apart, tokens unlike them can.
+of rounding. A token's error is taken relative to its own size, and the worst tokens count most, because a few tokens
+of another kind (words among patches of a picture) must not be given up for many of one kind. Of dampings that cost
+nearly the same the strongest is taken: what the held-out tokens cannot tell apart, tokens unlike them can.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _damped(
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """Judging tokens as rotated, and as coded over the gain: [in_features, tokens]; weight [tokens], summing to 1."""
+    """Judging tokens as rotated, and as coded over the gain: [in_features, tokens]; weight [tokens], 1 / power."""
 
     exact: Tensor
     coded: Tensor
@@ -95,7 +95,7 @@ class _HeldOut:
             exact, coded = exact - exact.mean(0), coded - coded.mean(0)
         power = exact.square().sum(1)
         weight = 1.0 / power.clamp_min(float(power.mean()) * 1e-3 + 1e-30)
-        return _HeldOut(exact.T.contiguous(), coded.T.contiguous(), weight / weight.sum())
+        return _HeldOut(exact.T.contiguous(), coded.T.contiguous(), weight)
 
     def costs(self, damped: tuple[Tensor, FeedbackFactor]) -> tuple[float, float]:
         """(without the filter, with it): expected square of the output error per unit of the residual's power."""
@@ -107,10 +107,11 @@ class _HeldOut:
         )
         inverse = torch.empty_like(solved)
         inverse[order] = solved  # H^-1 x~
-        feedback = WEIGHT_NOISE * self._mean(spread)
-        plain = self._mean(self.exact - self.coded)
-        filtered = self._mean(self.exact - covariance @ inverse)
-        return plain + feedback, filtered + feedback
+        feedback = WEIGHT_NOISE * spread.square().sum(0)
+        plain = (self.exact - self.coded).square().sum(0)
+        filtered = (self.exact - covariance @ inverse).square().sum(0)
+        return self._mean(plain + feedback), self._mean(filtered + feedback)
 
-    def _mean(self, miss: Tensor) -> float:
-        return float(self.weight @ miss.square().sum(0))
+    def _mean(self, cost: Tensor) -> float:
+        """Over the tokens, of their squared relative errors: its own root mean square, so that the worst ones count."""
+        return float((cost * self.weight).square().mean().sqrt())

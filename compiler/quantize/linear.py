@@ -41,6 +41,9 @@ Progress = Callable[[str], None]
 FEWEST_TOKENS = 128
 """Below this many fitted tokens a covariance says too little for error feedback."""
 
+_CLEAR_GAIN = 0.88
+"""Refined without feedback, a layer ends at about this share of its draft's error; above it both ways are compared."""
+
 _MEAN_SHARE = 0.02
 _JUDGE_TOKENS = 512
 _SMOOTHING_ROUNDS = 6
@@ -154,7 +157,7 @@ def quantize_linear(
     if with_gram:
         case = replace(case, problem=case.problem.with_gram())
     solution = solve(case, rank, recipe)
-    if with_gram and solution.error > found.drafted:
+    if with_gram and solution.error > _CLEAR_GAIN * found.drafted:
         plain = solve(found.case, rank, recipe)
         if plain.error < solution.error:
             solution = plain

@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-BENCHMARKS = ("cpu_linear.py", "cpu_f32.py", "emoji.py")
+BENCHMARKS = ("cpu_linear.py", "cpu_f32.py", "emoji.py", "emoji_quality.py")
 
 
 def main() -> int:
