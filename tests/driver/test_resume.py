@@ -76,7 +76,7 @@ def quantized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("layers", [1, 3, NUM_GROUPS])
+@pytest.mark.parametrize("layers", [1, 4])
 def test_stopped_at_a_layer__the_same_bytes(
     tmp_path: Path, whole: bytes, quantized: list[str], layers: int
 ) -> None:
@@ -92,7 +92,7 @@ def test_stopped_at_a_layer__the_same_bytes(
     assert list(tmp_path.iterdir()) == [output]
 
 
-@pytest.mark.parametrize(("stage", "steps"), [("calibrate", 3), ("plan", 1), ("write", 5)])
+@pytest.mark.parametrize(("stage", "steps"), [("calibrate", 3), ("write", 5)])
 def test_stopped_elsewhere__the_same_bytes(
     tmp_path: Path, whole: bytes, quantized: list[str], stage: str, steps: int
 ) -> None:
@@ -158,17 +158,13 @@ def test_another_recipe__nothing_is_taken_over(tmp_path: Path, quantized: list[s
     output, other = tmp_path / "model.svdq", tmp_path / "other.svdq"
     with pytest.raises(Stopped):
         compiled(output, progress=stop_after("quantize", NUM_GROUPS))
-    recipe = Recipe(rank=4, refine_iterations=1)
+    recipe = Recipe(rank=8, refine_iterations=0)
     assert compiled(output, resume=True, recipe=recipe) == compiled(other, recipe=recipe)
     assert len(quantized) == 3 * NUM_GROUPS
 
 
-def test_resume_with_nothing_left_behind(tmp_path: Path, whole: bytes) -> None:
-    assert compiled(tmp_path / "model.svdq", resume=True) == whole
-
-
-def test_more_jobs__the_same_bytes(tmp_path: Path, whole: bytes) -> None:
-    assert compiled(tmp_path / "model.svdq", jobs=3) == whole
+def test_more_jobs__and_nothing_to_resume__the_same_bytes(tmp_path: Path, whole: bytes) -> None:
+    assert compiled(tmp_path / "model.svdq", jobs=3, resume=True) == whole
 
 
 def test_full_disk__says_so_and_goes_on(
