@@ -29,6 +29,7 @@ def compile_report(
         "name": program.name,
         "origin": program.origin,
         "precision": recipe.precision,
+        "precisions": _layers_by_precision(records),
         "quantized": [d.layer for d in decisions if d.quantized],
         "kept": {d.layer: d.reason for d in decisions if not d.quantized},
         "layers": records,
@@ -46,6 +47,14 @@ def allocation_report(allocation: Allocation) -> dict[str, Any]:
     """The summary, and for each group what it got and why; kept groups too."""
     chosen = [{"name": name, **layer} for name, layer in allocation.layers.items()]
     return {**allocation.summary, "choices": chosen}
+
+
+def _layers_by_precision(records: list[dict[str, Any]]) -> dict[str, int]:
+    """How many quantized layers have each precision."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts[record["precision"]] += len(record["layers"])
+    return dict(sorted(counts.items()))
 
 
 def launches_per_block(regions: list[Region]) -> dict[str, int]:
