@@ -23,7 +23,7 @@ from svdqc.compiler.passes import svdquant as svdquant_module
 from svdqc.compiler.passes.parallel import in_parallel
 from svdqc.compiler.quantize.linear import LinearSamples, quantize_linear
 from svdqc.compiler.quantize.recipe import Recipe
-from svdqc.compiler.quantize.stored import from_stored, layer_key, to_stored
+from svdqc.compiler.quantize.stored import from_stored, layer_key, tensor_digest, to_stored
 
 RECIPE = Recipe(rank=8, refine_iterations=1)
 NUM_GROUPS = 6
@@ -203,9 +203,11 @@ def test_a_quantized_layer__stored_and_back(tmp_path: Path, precision: str) -> N
     assert back.activation == layer.activation
     assert (back.metrics, back.notes) == (layer.metrics, layer.notes)
     assert to_stored(back)[1] == to_stored(layer)[1]
-    assert torch.equal(back(tokens), layer(tokens))
     tensors, text = to_stored(layer)
-    assert torch.equal(from_stored(tensors, text)(tokens), layer(tokens))
+    assert len(tensors) >= 5
+    for copy in (back, from_stored(tensors, text)):
+        for field, tensor in tensors.items():
+            assert tensor_digest(getattr(copy, field)) == tensor_digest(tensor), field
     spilled = results.spill("key", "layer.w_codes", back.w_codes)
     assert torch.equal(spilled().to(torch.float32), layer.w_codes.to(torch.float32))
     other = torch.arange(5)
