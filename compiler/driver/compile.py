@@ -19,7 +19,7 @@ from svdqc.compiler.driver.calibrate import calibrate
 from svdqc.compiler.driver.calibration_source import Recording, samples_of
 from svdqc.compiler.driver.dump import Dump
 from svdqc.compiler.driver.machine import find_gpus
-from svdqc.compiler.driver.precisions import resolved
+from svdqc.compiler.driver.precisions import precisions_on, resolved
 from svdqc.compiler.driver.probes import probe_inputs, watch
 from svdqc.compiler.driver.progress import Progress, Stages
 from svdqc.compiler.driver.report import compile_report
@@ -109,7 +109,7 @@ def compile_model(
         allocation = None
         if groups and wants_allocation(recipe):
             probes = probe_inputs(program, inputs, watched)
-            mixed = asked.precision == "auto"
+            mixed = asked.precision == "auto" and "int8" in precisions_on(target)
             allocation = allocate_recipes(
                 program, groups, samples, recipes, probes, mixed=mixed, progress=say, jobs=jobs
             )

@@ -19,13 +19,18 @@ class UnsupportedPrecision(SvdqcError):
     """A target has no kernels for the precision asked for."""
 
 
+def precisions_on(target: str) -> list[str]:
+    """What all of the named targets can run."""
+    kinds = {"cuda" if part.strip().startswith("cuda") else "cpu" for part in target.split(",")}
+    return [p for p in PRECISIONS_OF["cpu"] if all(p in PRECISIONS_OF[k] for k in kinds)]
+
+
 def resolved(recipe: Recipe, target: str) -> Recipe:
     """The recipe with "auto" decided, for target names such as "cpu:avx2,cuda:sm_90a".
 
     Modulation layers stay as they are where one of the targets cannot read their codes.
     """
-    kinds = {"cuda" if part.strip().startswith("cuda") else "cpu" for part in target.split(",")}
-    shared = [p for p in PRECISIONS_OF["cpu"] if all(p in PRECISIONS_OF[k] for k in kinds)]
+    shared = precisions_on(target)
     if recipe.precision == "auto":
         recipe = replace(recipe, precision="int4")
     if recipe.precision not in shared:
