@@ -43,6 +43,8 @@ CASES = [
     Case(7, 320, rank=5),
     Case(300, 128, rank=32, rotate=True),
     Case(9, 3072, rank=32),
+    Case(20, 1056, group=32, rank=12),  # a last part of half a block
+    Case(3, 2048, rank=0),
     Case(3, 96, group=32, rank=1),
     Case(4, 160, group=32, range="unsigned", shift=0.17),
     Case(5, 256, group=128, rotate=True, range="symmetric"),

@@ -14,8 +14,9 @@ from itertools import product
 from torch.fx import Node
 
 from svdqc.compiler.codegen.columns import column_places
-from svdqc.compiler.codegen.cuda.quantizers import quantizer
+from svdqc.compiler.codegen.cuda.quantizers import part_of, quantizer
 from svdqc.compiler.codegen.memory import Memory
+from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.codegen.printing.expressions import value_type
@@ -285,30 +286,71 @@ class CudaStatements(StatementPrinter):
         ]
 
     def quantize(self, statement: Quantize) -> list[str]:
+        """A row at a time, or in parts of it: codes of 4 bits need their group only, and the projection adds up."""
         node, source = statement.node, statement.source
         _, inv_smooth, lora_down = operands(node)[:3]
-        shape = self.program.table.shape(source)
-        in_features, rank = shape[-1].const, int(lora_down.meta["val"].shape[0])
-        stride = in_features + 4  # rows begin on different banks
+        in_features = self.program.table.shape(source)[-1].const
+        rank = int(lora_down.meta["val"].shape[0])
+        part = part_of(node, in_features)
+        stride = part + 4  # rows begin on different banks
         x = f"x{len(self._scratch_names) + len(self.declarations)}"
         self.declare_scratch(x, "float", IntExpr.of(stride))
-        lines = self.gather(source, x, str(stride))
-        threads = self.block.threads
+        threads, whole = self.block.threads, part == in_features
         function, groups, code_bytes = quantizer(node, in_features, threads)
-        codes = self.item_pointer(node, 0, code_bytes)
-        scale, low = self.item_pointer(node, 1), self.item_pointer(node, 2)
-        smooth = self.pointer(self.storages[inv_smooth])
+        lines = self.gather(source, x, str(stride)) if whole else self._gather_part(source, x, part)
+        codes = f"{self.item_pointer(node, 0, code_bytes)} + row_begin * {code_bytes}"
+        scale = f"{self.item_pointer(node, 1)} + row_begin * {groups}"
+        low = f"{self.item_pointer(node, 2)} + row_begin * {rank}"
+        smooth, width, sums = self.pointer(self.storages[inv_smooth]), str(in_features), low
+        if not whole:
+            group = in_features // groups
+            codes += f" + k_begin / {in_features // code_bytes}"
+            scale += f" + k_begin / {group}"
+            smooth, width = f"{smooth} + k_begin", "width"
+        more = f", {in_features}" if str(node.target) == anchors.QUANTIZE_S4 else ""
         lines += [
             SYNC,
-            f"svdq::{function}(rows, {in_features}, {x}, {stride}, {smooth}, {float(operands(node)[6])!r}f, "
-            f"{codes} + row_begin * {code_bytes}, {scale} + row_begin * {groups});",
+            f"svdq::{function}(rows, {width}, {x}, {stride}, {smooth}, {float(operands(node)[6])!r}f, "
+            f"{codes}, {scale}{more});",
         ]
         if rank:
             weight = self.storages[lora_down]
+            pointer = self.pointer(weight)
+            if not whole:
+                sums = f"low{len(self.declarations)}"
+                self.declare_scratch(sums, "float", IntExpr.of(rank))
+                pointer = f"{pointer} + k_begin"
             lines += [
                 SYNC,
                 f"svdq::project_down<{self.block_rows}, {threads}, svdq::{stored_kind(weight)}>("
-                f"rows, {in_features}, {x}, {stride}, {self.pointer(weight)}, {rank}, "
-                f"{low} + row_begin * {rank});",
+                f"rows, {width}, {x}, {stride}, {pointer}, {in_features}, {rank}, {sums}"
+                f"{'' if whole else ', k_begin > 0'});",
             ]
+        if whole:
+            return lines
+        lines = [
+            f"for (int64_t k_begin = 0; k_begin < {in_features}; k_begin += {part}) {{",
+            f"  const int64_t width = svdq::min_i64({part}, {in_features} - k_begin);",
+            f"  {SYNC}",  # the part before was read
+            *indented(lines),
+            "}",
+        ]
+        if rank:
+            store = self._thread_loop("e", f"rows * {rank}")
+            lines += [SYNC, *store, f"  ({low})[e] = {sums}[e];", "}"]
         return lines
+
+    def _gather_part(self, source: Node, name: str, part: int) -> list[str]:
+        """Columns [k_begin, k_begin + width) of the rows, at most `part` of them."""
+        lines, text, _ = self.gathered_value(source, None, "")
+        body = [*lines, f"{name}[r * {part + 4} + e % {part}u] = {text};"]
+        head = [
+            f"if (e % {part}u >= width) continue;",
+            f"const int64_t ik = k_begin + e % {part}u;",
+            f"const int64_t r = e / {part}u;",
+        ]
+        return [
+            *self._thread_loop("e", f"rows * {part}"),
+            *indented(head + self.decode_row(body) + body),
+            "}",
+        ]

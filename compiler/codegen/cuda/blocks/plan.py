@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from svdqc.compiler.codegen.cuda.quantizers import quantized_bytes
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import Quantize, Reduce, RowProgram
-from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.targets.cuda import CudaTarget
 from svdqc.errors import SvdqcError
 
@@ -18,6 +18,8 @@ ENOUGH_CTAS = 256
 """Fewer rows per CTA where that many are not reached."""
 ROWS = 8
 """Of a CTA that reduces or quantizes: a row for each warp."""
+ROWS_PROJECTED = 16
+"""Of a CTA that quantizes: a value of lora_down is read once for them all."""
 ATTENTION_ROW_BYTES = 128
 """Of values kept beside attention's tile, which has most of the shared memory."""
 
@@ -36,7 +38,7 @@ def row_budget(region: Region, target: CudaTarget) -> int:
 
 
 def _room(target: CudaTarget) -> int:
-    return target.shared_bytes_per_cta - 4096  # partial sums, alignment
+    return target.shared_bytes_per_cta - 1024  # partial sums, alignment
 
 
 def _half(target: CudaTarget) -> int:
@@ -47,7 +49,7 @@ def _half(target: CudaTarget) -> int:
 def _quantized_bytes(region: Region) -> int:
     """Of one row of each quantization's input."""
     found = [n for n in region.nodes if str(n.target) in anchors.QUANTIZERS]
-    return sum(4 * (int(operands(n)[0].meta["val"].shape[-1]) + 20) for n in found)
+    return sum(map(quantized_bytes, found))
 
 
 def rows_block(program: RowProgram, target: CudaTarget) -> Block:
@@ -67,8 +69,11 @@ def rows_block(program: RowProgram, target: CudaTarget) -> Block:
     rows = max(1, ELEMENTS // max(width, 1))
     if any(isinstance(s, (Reduce, Quantize)) for s in (*program.before, *program.after)):
         rows = max(rows, ROWS)
+    quantizes = _quantized_bytes(region) > 0
+    if quantizes:
+        rows = max(rows, ROWS_PROJECTED)
     if row_bytes:
-        quantizes = _quantized_bytes(region) > 0
-        rows = min(rows, max(1, (_half(target) if quantizes else SHARED_BYTES) // row_bytes))
+        limit = _half(target) if quantizes else SHARED_BYTES
+        rows = min(rows, max(1, limit // row_bytes))
     rows = max(1, min(rows, num_rows, max(1, num_rows // ENOUGH_CTAS)))
     return Block(rows, 0, 256 if rows * width > 512 else 128)

@@ -5,13 +5,18 @@
 // the same bits. A warp takes 64 neighbouring values (128 for groups of 128) at a time; a lane
 // holds two (four) of them side by side.
 //
-//   quantize_s4<GROUP, RANGE, ROTATE, THREADS>(rows, k, x, ldx, inv_smooth, shift, codes, x_scale)
+//   quantize_s4<GROUP, RANGE, ROTATE, THREADS>(rows, k, x, ldx, inv_smooth, shift, codes, x_scale,
+//   whole_k)
 //     x        [rows, k] in shared memory, row stride ldx; becomes x_hat
 //     codes    [rows, k / 2] dense bytes, the low nibble first; Symmetric127: [rows, k] int8
 //     x_scale  [rows, k / GROUP] dense
-//   project_down<ROWS, THREADS, Stored>(rows, k, x_hat, ldx, lora_down, rank, low)
-//     low [rows, rank] = x_hat @ lora_down.T, lora_down [rank, k] as stored; rows <= ROWS, k and
-//     ldx multiples of 4, x_hat 16-byte and lora_down 8-byte aligned
+//   project_down<ROWS, THREADS, Stored>(rows, k, x_hat, ldx, lora_down, whole_k, rank, low, onto)
+//     low [rows, rank] = (onto: +=) x_hat @ lora_down.T, lora_down [rank, k] as stored; rows <=
+//     ROWS, k and ldx multiples of 4, x_hat 16-byte and lora_down 8-byte aligned
+//
+// k may be a part of whole_k, the length of a row in memory: groups and sums do not care. codes,
+// x_scale and lora_down then begin at the part, and low is shared memory that the parts are added
+// to, in order.
 //
 // Every thread of the CTA calls both, with a cta_sync before, between and after.
 #ifndef SVDQ_CUDA_QUANTIZE_S4_H
@@ -81,7 +86,8 @@ SVDQ_INLINE float group_scale(const float (&z)[E]) {
 
 template <int GROUP, ActRange RANGE, bool ROTATE, int THREADS>
 SVDQ_INLINE void quantize_s4(int64_t rows, int64_t k, float* x, int64_t ldx,
-                             const float* inv_smooth, float shift, int8_t* codes, float* x_scale) {
+                             const float* inv_smooth, float shift, int8_t* codes, float* x_scale,
+                             int64_t whole_k) {
   static_assert(GROUP == 32 || GROUP == 64 || GROUP == 128, "groups of 32, 64 or 128 along k");
   static_assert(!ROTATE || RANGE != ActRange::Unsigned15, "a rotation makes values negative");
   constexpr int E = GROUP == 128 ? 4 : 2;
@@ -112,15 +118,15 @@ SVDQ_INLINE void quantize_s4(int64_t rows, int64_t k, float* x, int64_t ldx,
       code[i] = rounded < lowest ? lowest : rounded > highest ? highest : rounded;
     }
     if (!inside) continue;
-    if (lane % kLanes == 0) x_scale[row * (k / GROUP) + k0 / GROUP] = scale;
+    if (lane % kLanes == 0) x_scale[row * (whole_k / GROUP) + k0 / GROUP] = scale;
     SVDQ_UNROLL
     for (int i = 0; i < E; i += 2) {
       if constexpr (RANGE == ActRange::Symmetric127) {
-        codes[row * k + k0 + i] = static_cast<int8_t>(code[i]);
-        codes[row * k + k0 + i + 1] = static_cast<int8_t>(code[i + 1]);
+        codes[row * whole_k + k0 + i] = static_cast<int8_t>(code[i]);
+        codes[row * whole_k + k0 + i + 1] = static_cast<int8_t>(code[i + 1]);
       } else {
         const int32_t pair = (code[i] & 15) | (code[i + 1] & 15) << 4;
-        codes[(row * k + k0 + i) / 2] = static_cast<int8_t>(static_cast<uint8_t>(pair));
+        codes[(row * whole_k + k0 + i) / 2] = static_cast<int8_t>(static_cast<uint8_t>(pair));
       }
     }
   }
@@ -150,7 +156,8 @@ SVDQ_INLINE void load_four(const typename Stored::Type* from, float (&four)[4]) 
 // is used kAtOnce times, and one of lora_down ROWS times.
 template <int ROWS, int THREADS, class Stored>
 SVDQ_INLINE void project_down(int64_t rows, int64_t k, const float* x_hat, int64_t ldx,
-                              const typename Stored::Type* lora_down, int64_t rank, float* low) {
+                              const typename Stored::Type* lora_down, int64_t whole_k, int64_t rank,
+                              float* low, bool onto = false) {
   constexpr int kAtOnce = ROWS <= 8 ? 4 : 2;
   const int64_t lane = lane_id();
   for (int64_t j = warp_id() * kAtOnce; j < rank; j += THREADS / 32 * kAtOnce) {
@@ -159,7 +166,7 @@ SVDQ_INLINE void project_down(int64_t rows, int64_t k, const float* x_hat, int64
       float w[kAtOnce][4];
       SVDQ_UNROLL
       for (int n = 0; n < kAtOnce; ++n) {
-        detail::load_four<Stored>(lora_down + min_i64(j + n, rank - 1) * k + i, w[n]);
+        detail::load_four<Stored>(lora_down + min_i64(j + n, rank - 1) * whole_k + i, w[n]);
       }
       SVDQ_UNROLL
       for (int row = 0; row < ROWS; ++row) {
@@ -178,7 +185,10 @@ SVDQ_INLINE void project_down(int64_t rows, int64_t k, const float* x_hat, int64
       SVDQ_UNROLL
       for (int n = 0; n < kAtOnce; ++n) {
         const float sum = lanes_sum<32>(acc[row][n]);
-        if (lane == 0 && row < rows && j + n < rank) low[row * rank + j + n] = sum;
+        if (lane == 0 && row < rows && j + n < rank) {
+          float* const at = low + row * rank + j + n;
+          *at = onto ? *at + sum : sum;
+        }
       }
     }
   }
