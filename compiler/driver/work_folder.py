@@ -14,6 +14,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ class WorkFolder:
         """`resume` keeps what an earlier compilation left; otherwise it is removed."""
         self.path = work_path(output)
         self._lock: IO[bytes] | None = None
+        self._opening = threading.Lock()
         self._sound: set[str] = set()
         if self.path.is_dir():
             self._open()
@@ -120,8 +122,12 @@ class WorkFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _open(self) -> None:
-        if self._lock is not None:
-            return
+        with self._opening:
+            if self._lock is None:
+                self._lock = self._take()
+
+    def _take(self) -> IO[bytes]:
+        """The folder, made where it is not, and its lock."""
         try:
             self.path.mkdir(exist_ok=True)
             lock = (self.path / "lock").open("ab")
@@ -135,7 +141,7 @@ class WorkFolder:
                 "another compilation uses it",
                 "wait for it, or name another output",
             )
-        self._lock = lock
+        return lock
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"

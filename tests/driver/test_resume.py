@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,20 @@ def test_work_folder__one_compilation_at_a_time(tmp_path: Path) -> None:
         WorkFolder(tmp_path / "model.svdq")
     first.close()
     assert WorkFolder(tmp_path / "model.svdq", resume=True).has("piece")
+
+
+def test_work_folder__opened_by_several_threads_at_once(tmp_path: Path) -> None:
+    for number in range(20):
+        work = WorkFolder(tmp_path / f"{number}.svdq")
+        start = threading.Barrier(4)
+
+        def write(name: int, work: WorkFolder = work, start: threading.Barrier = start) -> None:
+            start.wait()
+            work.write(f"piece-{name}", {"x": torch.ones(2)}, durable=False)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, range(4)))
+        assert all(work.has(f"piece-{name}") for name in range(4))
 
 
 def test_work_folder__shared_memory_and_empty_tensors(tmp_path: Path) -> None:
