@@ -13,6 +13,8 @@ from svdqc.compiler.targets.cuda import REGISTERS_PER_THREAD, CudaTarget
 
 ISSUE = 4
 """Instructions a clock and SM."""
+MOST_SUMS = 64
+"""Of a thread: with 128 the main loops fit in its registers, with the epilogues of real layers they spill."""
 WARPS = 8
 """That keep an SM's tensor cores busy: two for each."""
 START_CLOCKS = 3000
@@ -66,7 +68,7 @@ class Tile:
 
     @property
     def registers(self) -> int:
-        """About what ptxas gives a thread: measured 64 with 16 sums, 130-150 with 32, 200-230 with 64, 255 with 128."""
+        """At most about what ptxas gives a thread: measured 64 with 16 sums, 100-150 with 32, 130-230 with 64."""
         return min(REGISTERS_PER_THREAD, 40 + 3 * self.sums)
 
     @property
@@ -88,7 +90,6 @@ class Tile:
 
 
 TILES = (
-    Tile(128, 128, 2, 2, 2, 2),
     Tile(128, 128, 2, 4, 3, 2),
     Tile(128, 64, 2, 2, 3, 2),
     Tile(64, 128, 2, 4, 3, 1),
@@ -127,8 +128,9 @@ class Coded:
 
     def fits(self, tile: Tile, target: CudaTarget) -> bool:
         """Threads share the copies evenly, and have registers for the sums (compiled, they spill or do not)."""
-        most = 128 if self.native_s4 and target.has_async_copies else 64
-        return tile.sums <= most and tile.rows * self.bk * self.x_bits // 128 % tile.threads == 0
+        return (
+            tile.sums <= MOST_SUMS and tile.rows * self.bk * self.x_bits // 128 % tile.threads == 0
+        )
 
     def clocks(self, tile: Tile, target: CudaTarget) -> float:
         """For 64 k."""
@@ -163,7 +165,7 @@ class Floats:
         return tile.rows * (self.bk + 8) * 4
 
     def fits(self, tile: Tile, target: CudaTarget) -> bool:
-        return tile.sums <= 64 and tile.rows % (tile.threads // 8) == 0
+        return tile.sums <= MOST_SUMS and tile.rows % (tile.threads // 8) == 0
 
     def clocks(self, tile: Tile, target: CudaTarget) -> float:
         """For 64 k."""
