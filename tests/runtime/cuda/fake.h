@@ -2,21 +2,26 @@
 // with a strict eye on every argument.
 //
 // - Work on streams is put off until something waits for it, and then only what that wait needs is
-// done. A missing
-//   cuStreamWaitEvent therefore gives wrong numbers every time, not once a month.
+//   done: a missing cuStreamWaitEvent gives wrong numbers every time, not once a month.
 // - Fresh device memory is full of 0xFF (NaN in every float type), and its unused tail is watched.
-// - Every handle and pointer is known or a violation; `fake_cuda_report` lists them, with what is
-// still alive.
-// - cuLaunchKernel runs `void name(const void* params, uint32_t grid_x)` of the shared objects in
-// `kernels`.
+// - Every handle and pointer is known, or that is a violation; `fake_cuda_report` lists them, with
+//   what is still alive.
+// - cuLaunchKernel runs `void name(const void* params, uint32_t grid_x)` of the host-built kernels.
 //
 // Settings, in $SVDQ_FAKE_CUDA or through fake_cuda_reset, are words such as `devices=9.0,8.0`:
+//
 //   devices   compute capability of each GPU (default 8.0); empty: none
+//
 //   version   of the driver (default 13000)
+//
 //   memory    bytes of each GPU (default 1 GiB)
-//   kernels   shared objects with the host-built kernels, separated by colons (default
-//   $SVDQ_FAKE_CUDA_KERNELS) fail      name:n:code, the n-th call (from 1) of that function, or
-//   `kernel`, fails with that CUresult
+//
+//   kernels   shared objects, separated by colons (default $SVDQ_FAKE_CUDA_KERNELS)
+//
+//   mixed     1: streams take turns, operation by operation, wherever their order is not fixed
+//
+//   fail      name:n:code: the n-th call (0: every one) of a function, or `kernel`, gives that
+//   error
 #pragma once
 
 #include <cstdint>
@@ -45,6 +50,7 @@ struct Settings {
   int version = 13000;
   uint64_t memory = uint64_t{1} << 30;
   std::string kernels;
+  bool mixed = false;
   std::map<std::string, Failure> failures;
 };
 
@@ -145,6 +151,7 @@ class Driver {
   std::map<std::string, int> calls;
   std::vector<std::string> violations;
   int64_t clock = 0;
+  uint32_t dice = 1;
 
   void configure(const char* text);
   Result violation(const std::string& what, Result code = kInvalidValue);
@@ -154,6 +161,8 @@ class Driver {
   void enqueue(FakeStream* stream, std::function<Result()> body);
   Result finish(FakeStream* stream, const TicketPtr& until);  // null: all of it
   Result finish_all(int device);
+  void run_front(FakeStream* stream);
+  void let_others_run(FakeStream* stream);
 
   // memory
   const Allocation* find(const void* pointer) const;

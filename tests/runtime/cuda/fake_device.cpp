@@ -54,6 +54,8 @@ void Driver::configure(const char* text) {
       settings.memory = std::strtoull(value.c_str(), nullptr, 10);
     } else if (key == "kernels") {
       settings.kernels = value;
+    } else if (key == "mixed") {
+      settings.mixed = value == "1";
     } else if (key == "fail") {
       const size_t first = value.find(':'), second = value.rfind(':');
       settings.failures[value.substr(0, first)] = {std::atoi(value.c_str() + first + 1),

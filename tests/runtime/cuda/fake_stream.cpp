@@ -30,17 +30,41 @@ void Driver::enqueue(FakeStream* stream, std::function<Result()> body) {
 
 Result Driver::finish(FakeStream* stream, const TicketPtr& until) {
   while (!stream->queue.empty() && (until == nullptr || !until->done)) {
-    Operation operation = std::move(stream->queue.front());
-    stream->queue.pop_front();
-    for (const TicketPtr& need : operation.needs) {
-      if (!need->done) finish(need->stream, need);
-    }
-    Result& sticky = devices[stream->device]->sticky;
-    if (sticky == kSuccess) sticky = operation.body();
-    operation.ticket->done = true;
-    operation.ticket->order = ++clock;
+    if (settings.mixed) let_others_run(stream);
+    if (!stream->queue.empty()) run_front(stream);
   }
   return devices[stream->device]->sticky;
+}
+
+void Driver::run_front(FakeStream* stream) {
+  const TicketPtr ticket = stream->queue.front().ticket;
+  const std::vector<TicketPtr> needs = stream->queue.front().needs;
+  for (const TicketPtr& need : needs) {
+    if (!need->done) finish(need->stream, need);
+  }
+  if (ticket->done) return;  // meanwhile, by let_others_run
+  const Operation operation = std::move(stream->queue.front());
+  stream->queue.pop_front();
+  Result& sticky = devices[stream->device]->sticky;
+  if (sticky == kSuccess) sticky = operation.body();
+  ticket->done = true;
+  ticket->order = ++clock;
+}
+
+// One operation of each other stream that may run now, or not, as the dice fall.
+void Driver::let_others_run(FakeStream* stream) {
+  std::vector<FakeStream*> others = {&devices[stream->device]->legacy};
+  for (const auto& [handle, object] : objects) {
+    if (object->kind == Kind::stream && object->device == stream->device)
+      others.push_back(static_cast<FakeStream*>(object.get()));
+  }
+  for (FakeStream* other : others) {
+    dice = dice * 1664525 + 1013904223;
+    if (other == stream || other->queue.empty() || (dice >> 16) % 2 == 0) continue;
+    bool may_run = true;
+    for (const TicketPtr& need : other->queue.front().needs) may_run = may_run && need->done;
+    if (may_run) run_front(other);
+  }
 }
 
 Result Driver::finish_all(int device) {

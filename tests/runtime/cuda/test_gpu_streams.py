@@ -109,8 +109,13 @@ def long_artifact(tmp_path: Path) -> Path:
     return path
 
 
-def test_gpu_stream__takes_its_place_in_the_callers(streams: Streams, long_artifact: Path) -> None:
+@pytest.mark.parametrize("settings", ["", "mixed=1"])
+def test_gpu_stream__takes_its_place_in_the_callers(
+    gpus: Configure, long_artifact: Path, settings: str
+) -> None:
     """Inputs that the stream has yet to write, outputs that it reads after; runs on several streams do not mix."""
+    gpus(settings)
+    streams = Streams()
     session = Session(long_artifact)
     one, two = streams.new(), streams.new()
     kept = []
@@ -134,6 +139,7 @@ def test_gpu_stream__takes_its_place_in_the_callers(streams: Streams, long_artif
         np.testing.assert_array_equal(outputs[1].numpy(), total)
     session.close()
     del kept, outputs, x, gate
+    streams.close()
 
 
 def test_gpu_stream__that_is_captured(streams: Streams, long_artifact: Path) -> None:
