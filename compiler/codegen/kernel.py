@@ -16,6 +16,11 @@ from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import build_row_program
 from svdqc.compiler.codegen.templates import render
 from svdqc.compiler.ir.intexpr import ZERO, IntExpr
+from svdqc.errors import SvdqcError
+
+
+class SharedMemoryExceeded(SvdqcError):
+    """A kernel does not fit in the shared memory of a GPU."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,14 @@ def generate(region: Region, maps: AccessMaps, storages: Memory, backend: Backen
         scratch_declarations=printer.declarations + anchored.scratch_declarations,
     )
     shared_bytes = scratch.num_bytes.upper() if block.threads else 0
+    limit = backend.shared_limit()
+    if limit is not None and shared_bytes > limit:
+        raise SharedMemoryExceeded(
+            "compile",
+            str(region.nodes[-1]),
+            f"its kernel takes {shared_bytes} bytes of shared memory, the target has {limit}",
+            "compile it for another target",
+        )
     if block.threads:
         context.update(
             threads=block.threads,

@@ -19,7 +19,7 @@ from svdqc.compiler.plan.records import DTYPES, KernelEntry, Launch, Plan, Tenso
 
 ARENA_ALIGNMENT = 64
 MAX_ARENA_BYTES, MAX_SCRATCH_BYTES, MAX_TASKS = 1 << 46, 1 << 36, 1 << 40
-MAX_THREADS, MAX_SHARED_BYTES = 1024, 1 << 20
+MAX_THREADS, MAX_SHARED_BYTES, MAX_GRID = 1024, 1 << 20, (1 << 31) - 1
 MAX_BLOCKS, MAX_PARAM_WORDS = (1 << 31) - 1, 512
 ITEM_BYTES = dict(zip(DTYPES, (4, 8, 2, 2, 1, 1, 2, 4, 8, 1), strict=True))
 _MAX_CORNER_DIMS = 8
@@ -129,8 +129,10 @@ def _expressions(plan: Plan) -> Iterator[tuple[str, IntExpr]]:
         yield from ((name, scalar) for scalar in launch.scalars)
         yield name, launch.num_tasks
         yield name, launch.scratch_bytes
-        if launch.num_tasks.upper() > MAX_TASKS:
-            raise PlanRangeError(name, f"{launch.num_tasks} tasks; at most {MAX_TASKS}")
+        if launch.num_tasks.upper() > (
+            MAX_GRID if plan.kernels[launch.kernel].threads else MAX_TASKS
+        ):
+            raise PlanRangeError(name, f"{launch.num_tasks} tasks, too many for one launch")
         if launch.scratch_bytes.upper() > MAX_SCRATCH_BYTES:
             raise PlanRangeError(name, f"{launch.scratch_bytes} bytes of scratch")
 

@@ -93,6 +93,13 @@ def test_encode__lowest_version_that_can_say_it() -> None:
     verify_plan(SHAPED, [16, 4])
 
 
+def test_verify__rejects_more_tasks_than_a_grid_has() -> None:
+    many = tiny.with_launch(SHAPED, 0, num_tasks=B * 2**29)
+    with pytest.raises(PlanRangeError, match="too many for one launch"):
+        verify_plan(many, [16, 4])
+    verify_plan(tiny.with_launch(tiny.make_plan(), 0, num_tasks=B * 2**29), [16, 4])
+
+
 @pytest.mark.parametrize(
     ("message", "second"),
     [

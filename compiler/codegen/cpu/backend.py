@@ -30,5 +30,8 @@ class CpuBackend:
     ) -> AnchorCode:
         return describe(program, printer, params, block)
 
+    def shared_limit(self) -> int | None:
+        return None
+
     def row_budget(self, region: Region) -> int | None:
         return None

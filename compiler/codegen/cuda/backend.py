@@ -38,5 +38,8 @@ class CudaBackend:
     ) -> AnchorCode:
         return describe(self.target, program, printer, params, block)
 
+    def shared_limit(self) -> int | None:
+        return self.target.shared_bytes_per_cta
+
     def row_budget(self, region: Region) -> int | None:
         return row_budget(region, self.target)

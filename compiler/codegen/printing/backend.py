@@ -57,5 +57,8 @@ class Backend(Protocol):
         self, program: RowProgram, printer: StatementPrinter, params: Params, block: Block
     ) -> AnchorCode: ...
 
+    def shared_limit(self) -> int | None:
+        """Bytes of shared memory that a task may take; None on CPUs."""
+
     def row_budget(self, region: Region) -> int | None:
         """Bytes of scratch that one row's resident values may take; None: as many as they like."""
