@@ -19,5 +19,5 @@ def include_folders() -> list[Path]:
 
 
 def cuda_include_folders() -> list[Path]:
-    """The headers of CUDA kernels: the intrinsic layer and what stands on it; and the elementary functions of the CPUs."""
+    """The headers of CUDA kernels: the intrinsic layer, what stands on it, and the CPUs' elementary functions."""
     return [templates_folder() / family / "include" for family in ("cuda", "cpu")]
