@@ -68,7 +68,8 @@ class EmojiModel:
         self.words = Words.open(MODEL)
         latents = np.zeros((rows, GRID * GRID, 48), np.float32)
         inputs = model_inputs(latents, *self.words.encode([""] * rows), 0.5, GRID)
-        canonical = capture_canonical(eager.module, eager.tensors(inputs), None, Recipe())
+        recipe = Recipe(modulation="keep")  # one row per image: no 4-bit activations there
+        canonical = capture_canonical(eager.module, eager.tensors(inputs), None, recipe)
         self.rows, self.program = rows, canonical.program
         self.groups = quantized_groups(canonical.decisions, linear_groups(self.program))
         self.weights = {
@@ -102,7 +103,7 @@ class EmojiModel:
         return self._stored[name]
 
     def quantized(self, samples: Mapping[str, LinearSamples], recipe: Recipe) -> dict[str, Layer]:
-        """Every group by svdqc; without samples for it, from its weights alone."""
+        """Every group of `weights` by svdqc; without samples for it, from its weights alone."""
         return {
             name: simulate(
                 quantize_linear(
