@@ -18,4 +18,4 @@ class WorkFolderUnwritable(SvdqcError):
 
 def work_path(output: str | os.PathLike[str]) -> Path:
     """The work folder of an artifact: a hidden one beside it."""
-    return Path(output).with_name(f".{Path(output).name}.work")
+    return Path(output).parent / f".{Path(output).name}.work"
