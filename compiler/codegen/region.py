@@ -265,9 +265,9 @@ class RegionSolver:
             anchor is not None
             and str(anchor.target) in anchors.FLOAT_LINEARS
             and anchor.args[0] in members
+            and self._rows(layout, operands(anchor)[0]) != layout.outer
         ):
-            if self._rows(layout, operands(anchor)[0]) != layout.outer:
-                raise CannotFuse("the anchor's input rows come in another order")
+            raise CannotFuse("the anchor's input rows come in another order")
 
 
 def _is_anchor(node: Node) -> bool:

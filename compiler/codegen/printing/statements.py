@@ -146,7 +146,7 @@ class StatementPrinter(ABC):
         return self.params.buffer(storage, access, None)
 
     def item_pointer(self, node: Node, position: int, width: int = 0) -> str:
-        """A pointer to the codes (0), scales (1) or projection (2) that a quantization writes; rows of `width` values."""
+        """A pointer to the codes (0), scales (1) or projection (2) that a quantization writes, `width` values a row."""
         for user in node.users:
             if user.args[1] == position and user in self.storages:
                 return self.pointer(self.storages[user], "write")
