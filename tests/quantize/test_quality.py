@@ -58,9 +58,13 @@ def test_baseline__reproduces_the_published_errors(
 
 
 @pytest.mark.parametrize(
-    ("name", "precision", "most"), [("A", "int4", 1.27), ("B", "int4", 4.48), ("B", "nvfp4", 3.75)]
+    ("name", "precision", "most"), [("A", "int4", 1.10), ("B", "int4", 4.25), ("B", "nvfp4", 3.72)]
 )
 def test_published_layers(name: str, precision: str, most: float) -> None:
+    """Measured 1.06, 4.14, 3.70; promised 1.27, 4.48, 3.61.
+
+    The baseline has 4.40 on this B in nvfp4, 4.25 as published: the ratio is kept, the absolute bound is not.
+    """
     ours = measure_ours(named_layer(name), Recipe(precision=precision))
     assert ours <= most
     assert ours <= BOUNDS[precision] * baseline_errors(name, precision)[1]
@@ -91,8 +95,8 @@ def test_other_layers(
 @pytest.mark.parametrize(
     ("out_features", "in_features", "severity", "seed", "most"),
     [
-        (256, 256, MILD, 1, {"int4": 0.80, "nvfp4": 0.93}),
-        (192, 384, LAYER_B, 4, {"int4": 0.75, "nvfp4": 0.87}),
+        (256, 256, MILD, 1, {"int4": 0.78, "nvfp4": 0.91}),
+        (192, 384, LAYER_B, 4, {"int4": 0.75, "nvfp4": 0.865}),
     ],
     ids=["mild", "wide"],
 )
