@@ -68,14 +68,15 @@ def calibrate(
 ) -> Mapping[str, LinearSamples]:
     """The input tokens of each group by its name. `samples` are read twice; see `rewindable`."""
     key, total = _key(program, groups, samples, (seed, device, segment_bytes))
-    tokens = {group.x: _piece(key, group) for group in reversed(groups)}
+    names = {group.x: group.name for group in reversed(groups)}
+    tokens = {node: _piece(key, name) for node, name in names.items()}
     segments = cut(program, tokens, segment_bytes)
     sampled = [[n for n in segment.nodes if n in tokens] for segment in segments]
     sampled[0] += [n for n in _placeholders(program) if n in tokens]
     begin = _unfinished(work, key, [[tokens[n] for n in nodes] for nodes in sampled], total)
     for number in range(begin, len(segments)):
         segment, last = segments[number], number + 1 == len(segments)
-        found = {n: TokenSample(seed, tokens[n]) for n in sampled[number]}
+        found = {n: TokenSample(seed, names[n]) for n in sampled[number]}
         runner = SegmentRunner(program, segment, device)
         for at, values in enumerate(_values(program, samples, work, key, number, segment.live_in)):
             observe = partial(_add, found, _is_held_out(at, total))
@@ -170,8 +171,8 @@ def _key(
     return digest.hexdigest()[:16], total
 
 
-def _piece(key: str, group: LinearGroup) -> str:
-    return f"tokens-{key}-{hashlib.sha256(group.name.encode()).hexdigest()[:16]}"
+def _piece(key: str, name: str) -> str:
+    return f"tokens-{key}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _passed(key: str, segment: int) -> str:
