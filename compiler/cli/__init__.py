@@ -5,6 +5,7 @@ Starting costs the import of click and nothing else; each command is a module th
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ImportError:
         print("svdqc: the command line needs click: pip install click", file=sys.stderr)
         sys.exit(2)
-    from svdqc.compiler.cli.app import run
+    from svdqc.compiler.cli.app import EXIT_INTERRUPTED, run
 
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    code = run(sys.argv[1:] if arguments is None else list(arguments))
+    if code == EXIT_INTERRUPTED:
+        # Python would end itself by SIGINT, not with the code, where the signal fell into an exec() of an import.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
