@@ -65,7 +65,9 @@ class Program:
         """The same program, to be rewritten apart: weights that passes derive stay its own."""
         graph, root = deepcopy(self.graph_module.graph), torch.nn.Module()
         for node in graph.nodes:
-            if node.op == "get_attr":  # read by name from the store; fx wants the attribute to exist
+            if (
+                node.op == "get_attr"
+            ):  # read by name from the store; fx wants the attribute to exist
                 root.register_buffer(str(node.target), torch.empty(0, device="meta"))
         module = GraphModule(root, graph)
         return replace(self, graph_module=module, weights=LayeredWeights(self.weights))

@@ -10,7 +10,9 @@ constexpr int kStage = 32;
 struct Transposed {
   const uint16_t* x;
   int64_t ldx;
-  SVDQ_METHOD float operator()(int64_t r, int64_t k) const { return svdq::f16_to_f32(x[k * ldx + r]); }
+  SVDQ_METHOD float operator()(int64_t r, int64_t k) const {
+    return svdq::f16_to_f32(x[k * ldx + r]);
+  }
 };
 
 template <int BM>

@@ -1,13 +1,13 @@
 // One product per kind of code, group and tile, with bias, low-rank branch and a plain store: what
 // tests/cuda/test_gemm_int.py runs on the host back end and compiles for every architecture.
-// The test defines KERNELS(X) and MATH before this text; X(name, codes, group (0: the whole of k), whether one scale
-// serves a row of x, k of a stage, tile...).
+// The test defines KERNELS(X) and MATH before this text; X(name, codes, group (0: the whole of k),
+// whether one scale serves a row of x, k of a stage, tile...).
 #include "svdq_cuda/gemm_int.h"
 #include "svdq_cuda/gemm_low_rank.h"
 #include "svdq_cuda/kernel.h"
 
-// buffers: x_codes, x_scale, w, w_scale, bias or null, low, up, out; scalars: rows, columns, k, rank,
-// row stride of out. Task t is column tile t % n of row tile t / n.
+// buffers: x_codes, x_scale, w, w_scale, bias or null, low, up, out; scalars: rows, columns, k,
+// rank, row stride of out. Task t is column tile t % n of row tile t / n.
 template <class Gemm, class Tile, int GROUP, bool BY_ROW, int X_BITS>
 SVDQ_INLINE void run(const svdq::KernelArgs<8, 5>& args) {
   const int64_t m = args.scalars[0], n = args.scalars[1], k = args.scalars[2];
@@ -17,7 +17,8 @@ SVDQ_INLINE void run(const svdq::KernelArgs<8, 5>& args) {
   const int64_t column = int64_t{svdq::cta_id() % column_tiles} * Tile::BN;
   Gemm gemm(svdq::shared_memory());
   gemm.load({static_cast<const char*>(args.buffers[0]) + row * k * X_BITS / 8,
-             static_cast<const float*>(args.buffers[1]) + row * (BY_ROW ? 1 : k / (GROUP == 0 ? 1 : GROUP)),
+             static_cast<const float*>(args.buffers[1]) +
+                 row * (BY_ROW ? 1 : k / (GROUP == 0 ? 1 : GROUP)),
              svdq::min_i64(Tile::BM, m - row), args.buffers[2],
              static_cast<const uint16_t*>(args.buffers[3]), column, n, k});
   const float* const bias = static_cast<const float*>(args.buffers[4]);
@@ -42,10 +43,10 @@ SVDQ_INLINE void run(const svdq::KernelArgs<8, 5>& args) {
   }
 }
 
-#define TEST_KERNEL(name, codes, group, by_row, bk, ...)                                       \
-  using name##_tile = svdq::GemmTile<__VA_ARGS__>;                                             \
-  using name##_gemm = svdq::IntGemm<name##_tile, svdq::codes, group, bk, by_row>;              \
-  SVDQ_CUDA_KERNEL(name, name##_tile::kThreads, 1, name##_gemm::kSharedBytes, 8, 5) {          \
-    run<name##_gemm, name##_tile, group, by_row, svdq::codes::kA>(args);                       \
+#define TEST_KERNEL(name, codes, group, by_row, bk, ...)                              \
+  using name##_tile = svdq::GemmTile<__VA_ARGS__>;                                    \
+  using name##_gemm = svdq::IntGemm<name##_tile, svdq::codes, group, bk, by_row>;     \
+  SVDQ_CUDA_KERNEL(name, name##_tile::kThreads, 1, name##_gemm::kSharedBytes, 8, 5) { \
+    run<name##_gemm, name##_tile, group, by_row, svdq::codes::kA>(args);              \
   }
 KERNELS(TEST_KERNEL)

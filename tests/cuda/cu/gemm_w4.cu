@@ -16,7 +16,7 @@ SVDQ_INLINE void run(const svdq::KernelArgs<5, 3>& args) {
   Gemm gemm(svdq::shared_memory());
   gemm.multiply(
       {args.buffers[1], args.buffers[2], column, n, rows, k},
-      [&](int64_t r, int64_t i, float(&four)[4]) SVDQ_LAMBDA {
+      [&](int64_t r, int64_t i, float (&four)[4]) SVDQ_LAMBDA {
         const uint4 bits = svdq::load_16(x + r * k + i);
         four[0] = svdq::float_of(bits.x);
         four[1] = svdq::float_of(bits.y);
@@ -31,9 +31,9 @@ SVDQ_INLINE void run(const svdq::KernelArgs<5, 3>& args) {
   }
 }
 
-#define TEST_KERNEL(name, math, codes, group, row_tiles)                                          \
-  using name##_gemm = svdq::W4Gemm<svdq::math, svdq::Codes4::codes, group, row_tiles>;            \
-  SVDQ_CUDA_KERNEL(name, name##_gemm::kThreads, 1, name##_gemm::kSharedBytes, 5, 3) {             \
-    run<name##_gemm>(args);                                                                       \
+#define TEST_KERNEL(name, math, codes, group, row_tiles)                               \
+  using name##_gemm = svdq::W4Gemm<svdq::math, svdq::Codes4::codes, group, row_tiles>; \
+  SVDQ_CUDA_KERNEL(name, name##_gemm::kThreads, 1, name##_gemm::kSharedBytes, 5, 3) {  \
+    run<name##_gemm>(args);                                                            \
   }
 KERNELS(TEST_KERNEL)

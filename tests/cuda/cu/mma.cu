@@ -1,26 +1,27 @@
-// One warp, one tensor-core operation: what tests/cuda/test_mma.py checks against whole matrices. The
-// test defines KERNELS(X) before this text; X(name, type of the sums, statement on d, a, b, scales).
+// One warp, one tensor-core operation: what tests/cuda/test_mma.py checks against whole matrices.
+// The test defines KERNELS(X) before this text; X(name, type of the sums, statement on d, a, b,
+// scales).
 #include "svdq_cuda/kernel.h"
 #include "svdq_cuda/mma.h"
 
 // buffers, by lane: a [32, 4], b [32, 2], c [32, 4] 32-bit words, scales [32, 2], d [32, 4]
-#define TEST_KERNEL(name, sum, statement)                                           \
-  SVDQ_CUDA_KERNEL(name, 32, 1, 0, 5, 0) {                                          \
-    const uint32_t lane = svdq::lane_id();                                          \
-    const uint32_t* const words = static_cast<const uint32_t*>(args.buffers[0]);    \
-    const uint32_t* const of_b = static_cast<const uint32_t*>(args.buffers[1]);     \
-    const sum* const of_c = static_cast<const sum*>(args.buffers[2]);               \
-    const uint32_t* const scales = static_cast<const uint32_t*>(args.buffers[3]);   \
-    uint32_t a[4], b[2] = {of_b[lane * 2], of_b[lane * 2 + 1]};                     \
-    sum d[4];                                                                       \
-    for (int i = 0; i < 4; ++i) {                                                   \
-      a[i] = words[lane * 4 + i];                                                   \
-      d[i] = of_c[lane * 4 + i];                                                    \
-    }                                                                               \
-    const uint32_t a_scales = scales[lane * 2], b_scales = scales[lane * 2 + 1];    \
-    (void)a_scales;                                                                 \
-    (void)b_scales;                                                                 \
-    svdq::statement;                                                                \
+#define TEST_KERNEL(name, sum, statement)                                                \
+  SVDQ_CUDA_KERNEL(name, 32, 1, 0, 5, 0) {                                               \
+    const uint32_t lane = svdq::lane_id();                                               \
+    const uint32_t* const words = static_cast<const uint32_t*>(args.buffers[0]);         \
+    const uint32_t* const of_b = static_cast<const uint32_t*>(args.buffers[1]);          \
+    const sum* const of_c = static_cast<const sum*>(args.buffers[2]);                    \
+    const uint32_t* const scales = static_cast<const uint32_t*>(args.buffers[3]);        \
+    uint32_t a[4], b[2] = {of_b[lane * 2], of_b[lane * 2 + 1]};                          \
+    sum d[4];                                                                            \
+    for (int i = 0; i < 4; ++i) {                                                        \
+      a[i] = words[lane * 4 + i];                                                        \
+      d[i] = of_c[lane * 4 + i];                                                         \
+    }                                                                                    \
+    const uint32_t a_scales = scales[lane * 2], b_scales = scales[lane * 2 + 1];         \
+    (void)a_scales;                                                                      \
+    (void)b_scales;                                                                      \
+    svdq::statement;                                                                     \
     for (int i = 0; i < 4; ++i) static_cast<sum*>(args.buffers[4])[lane * 4 + i] = d[i]; \
   }
 KERNELS(TEST_KERNEL)
