@@ -1,4 +1,4 @@
-# make setup | cuda | demo | test | bench | gpu-check | lint | fmt | clean
+# make setup | cuda | demo | test | bench | flux-build | gpu-check | lint | fmt | clean
 #
 # Everything happens in .venv with the versions of constraints.txt. The packages are used from the source folders:
 # build/dev/svdqc is a tree of symbolic links that gives them their installed names (svdqc.compiler, svdqc.runtime, ...),
@@ -19,7 +19,7 @@ NATIVE_SOURCES := $(wildcard runtime/CMakeLists.txt runtime/src/* runtime/includ
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
 
-.PHONY: setup cuda demo test bench gpu-check lint fmt clean
+.PHONY: setup cuda demo test bench flux-build gpu-check lint fmt clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP) build/runtime/.built
@@ -75,6 +75,9 @@ test: setup
 
 bench: setup
 	$(PY) tests/bench/run.py
+
+flux-build: setup
+	$(PY) tests/bench/flux_build.py --jobs $(JOBS)
 
 gpu-check: setup
 	$(PY) tests/gpu/check.py
