@@ -2,7 +2,7 @@
 
     python examples/emoji/demo.py [--prompts 24] [--rank 32] [--samples 64] [--output out/emoji.png]
 
-The prompts are every n-th name of model/prompts.txt. Without --samples the model is quantized from its weights alone;
+The prompts are every n-th name of model/prompts.txt. With --samples 0 the model is quantized from its weights alone;
 the samples come from other names, one call of the model for each. Both versions draw each prompt in turn, with the
 same noise, on the same threads.
 """
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=24, help="how many to draw")
     parser.add_argument("--rank", type=int, default=32, help="of the 16-bit low-rank branch")
-    parser.add_argument("--samples", type=int, default=0, help="to calibrate with; 0: none")
+    parser.add_argument("--samples", type=int, default=48, help="to calibrate with; 0: none")
     parser.add_argument("--precision", default="int4")
     parser.add_argument("--output", type=Path, default=Path("out/emoji.png"))
     args = parser.parse_args()
