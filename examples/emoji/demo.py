@@ -1,6 +1,6 @@
 """Compile the emoji model to 4 bits, draw the same prompts in 16 and in 4 bits, compare.
 
-    python examples/emoji/demo.py [--prompts 24] [--rank 32] [--samples 64] [--output out/emoji.png]
+    python examples/emoji/demo.py [--prompts 24] [--rank 32] [--samples 48] [--output out/emoji.png]
 
 The prompts are every n-th name of model/prompts.txt. With --samples 0 the model is quantized from its weights alone;
 the samples come from other names, one call of the model for each. Both versions draw each prompt in turn, with the
