@@ -10,6 +10,7 @@ import click
 
 from svdqc.compiler.quantize.recipe import MODULATIONS, PRECISIONS, Recipe
 from svdqc.compiler.quantize.schemes import SCHEMES
+from svdqc.compiler.targets.select import NAMES
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -36,8 +37,9 @@ def recipe_options(command: Decorated) -> Decorated:
             "targets",
             multiple=True,
             metavar="NAME[,NAME]",
-            help="native (this machine, the default), cpu, cpu:avx512vnni, cpu:avx2, cpu:portable; "
-            "several make one file that runs on each of them.",
+            help="native (this machine, the default), "
+            + ", ".join(name for name in NAMES if name != "native")
+            + "; several make one file that runs on each of them.",
         ),
         click.option(
             "--precision",
