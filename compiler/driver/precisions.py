@@ -14,7 +14,7 @@ PRECISIONS_OF = {
     "cuda": ("int4", "int8", "w4a8", "w4a16", "nf4", "none"),
 }
 """By the target's kind: what comes before the colon. Every precision runs on CPUs; GPUs have more by architecture."""
-BLOCK_SCALED = frozenset({"nvfp4"})
+BLOCK_SCALED = frozenset({"nvfp4", "tcgen05_nvfp4"})
 """Tensor-core operations that multiply NVFP4 (targets/cuda.py)."""
 
 

@@ -5,7 +5,12 @@ By warps (sm_120a), blocks of 32 columns by 64 k in the order in which lanes hol
     e2m1_mma        E2M1 values, doubled, in int8 [N, K]   -> uint8 [N/32, K/64, 2, 32, 4, 4]  two numbers a byte
     e4m3_scale_mma  E4M3 scales, as uint8 [N, K/16]        -> uint8 [N/32, K/64, 32, 4]  lane (g, t): column 8 t + g
 
-N is padded to a multiple of 32, K of 64, with zeros.
+By tcgen05 (sm_100a), as shared memory has them, so that bulk copies bring them (tcgen05.h):
+
+    e2m1_tcgen05        as e2m1_mma       -> uint8 [N/128, K/64, 16, 2, 8, 16]  core matrices: 8 columns by 32 k
+    e4m3_scale_tcgen05  as e4m3_scale_mma -> uint8 [N/128, K/64, 32, 4, 4]  of column 32 j + i at [.., i, j]
+
+N is padded to a multiple of 32 or 128, K of 64, with zeros.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ from svdqc.compiler.targets.cpu_layouts_codes import E2M1_DOUBLED
 from svdqc.compiler.targets.cuda_layouts import UnpackableCudaWeight
 from svdqc.compiler.targets.layout import Layout, Shape
 
-COLUMNS, K, GROUP = 32, 64, 16
+COLUMNS, TILE = 32, 128
+K, GROUP = 64, 16
 SCALES = K // GROUP
 """Of a column in a block."""
 
@@ -66,8 +72,7 @@ def checked_scales(w_scale: Tensor) -> Tensor:
 
 def pack_e4m3_scale_mma(w_scale: Tensor) -> Tensor:
     """Column 8 t + g of a panel at [panel, step, (g, t)]."""
-    extra = (0, -w_scale.shape[1] % SCALES, 0, -w_scale.shape[0] % COLUMNS)
-    padded = torch.nn.functional.pad(checked_scales(w_scale), extra)
+    padded = _pad(checked_scales(w_scale), COLUMNS, SCALES)
     columns = padded.reshape(-1, 4, 8, padded.shape[1] // SCALES, SCALES)  # [panel, t, g, step, 4]
     return columns.permute(0, 3, 2, 1, 4).contiguous()
 
@@ -78,8 +83,42 @@ def unpack_e4m3_scale_mma(flat: Tensor, shape: Shape) -> Tensor:
     return columns.reshape(-1, steps * SCALES)[: shape[0], : shape[1]].contiguous()
 
 
+def pack_e2m1_tcgen05(w_codes: Tensor) -> Tensor:
+    numbers = _pad(e2m1_numbers(w_codes), TILE, K)
+    packed = numbers[:, 0::2] | numbers[:, 1::2] << 4
+    cores = packed.reshape(packed.shape[0] // TILE, TILE // 8, 8, -1, 2, 16)
+    return cores.permute(
+        0, 3, 1, 4, 2, 5
+    ).contiguous()  # [tile, step, columns / 8, half, column, byte]
+
+
+def unpack_e2m1_tcgen05(flat: Tensor, shape: Shape) -> Tensor:
+    steps = -(-shape[1] // K)
+    cores = flat.reshape(-1, steps, TILE // 8, 2, 8, 16).permute(0, 2, 4, 1, 3, 5)
+    packed = cores.reshape(-1, steps * K // 2)
+    numbers = torch.stack((packed & 15, packed >> 4), dim=-1).reshape(-1, steps * K)
+    return e2m1_doubled(numbers[: shape[0], : shape[1]]).contiguous()
+
+
+def pack_e4m3_scale_tcgen05(w_scale: Tensor) -> Tensor:
+    padded = _pad(checked_scales(w_scale), TILE, SCALES)
+    columns = padded.reshape(padded.shape[0] // TILE, 4, 32, -1, SCALES)
+    return columns.permute(0, 3, 2, 1, 4).contiguous()  # [tile, step, i, j, 4]
+
+
+def unpack_e4m3_scale_tcgen05(flat: Tensor, shape: Shape) -> Tensor:
+    steps = -(-shape[1] // SCALES)
+    columns = flat.reshape(-1, steps, 32, 4, SCALES).permute(0, 3, 2, 1, 4)
+    return columns.reshape(-1, steps * SCALES)[: shape[0], : shape[1]].contiguous()
+
+
 def _padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
+
+
+def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    extra = (0, -matrix.shape[1] % columns, 0, -matrix.shape[0] % rows)
+    return torch.nn.functional.pad(matrix, extra)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -90,5 +129,15 @@ LAYOUTS: dict[str, Layout] = {
         pack_e4m3_scale_mma,
         unpack_e4m3_scale_mma,
         lambda s: _padded(s[0], COLUMNS) * _padded(s[1], SCALES),
+    ),
+    "e2m1_tcgen05": Layout(
+        pack_e2m1_tcgen05,
+        unpack_e2m1_tcgen05,
+        lambda s: _padded(s[0], TILE) * _padded(s[1], K) // 2,
+    ),
+    "e4m3_scale_tcgen05": Layout(
+        pack_e4m3_scale_tcgen05,
+        unpack_e4m3_scale_tcgen05,
+        lambda s: _padded(s[0], TILE) * _padded(s[1], SCALES),
     ),
 }

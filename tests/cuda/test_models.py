@@ -18,7 +18,7 @@ from svdqc.compiler.passes.linear_groups import linear_groups
 from svdqc.compiler.passes.select_layers import quantized_groups
 from svdqc.compiler.passes.svdquant import svdquant
 from svdqc.compiler.quantize.recipe import Precision, Recipe
-from svdqc.compiler.targets.cuda import SM_75, SM_80, SM_90A, SM_120A, CudaTarget
+from svdqc.compiler.targets.cuda import SM_75, SM_80, SM_90A, SM_100A, SM_120A, CudaTarget
 from svdqc.frontends.spec import walk
 
 FLOAT32 = 3e-5
@@ -55,7 +55,12 @@ def test_float32_at_smallest_and_largest(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "precision", "target"),
-    [("flux", "int4", SM_80), ("unet", "int4", SM_80), ("dit", "nvfp4", SM_120A)],
+    [
+        ("flux", "int4", SM_80),
+        ("unet", "int4", SM_80),
+        ("dit", "nvfp4", SM_120A),
+        ("dit", "nvfp4", SM_100A),
+    ],
     ids=lambda value: value.arch if isinstance(value, CudaTarget) else value,
 )
 def test_4_bits(name: str, precision: Precision, target: CudaTarget) -> None:

@@ -1,4 +1,5 @@
-"""NVFP4 linears by warps (sm_120a) as the compiler prints them, on the host back end, and what ptxas makes of them."""
+"""NVFP4 linears as the compiler prints them, by warps (sm_120a) and by tcgen05 (sm_100a): on the host back end, and
+what ptxas makes of them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from tests.compiler.programs import ProgramBuilder
 from tests.cuda.conftest import GateLoop
 from tests.cuda.host_runner import PlanRunner
 from tests.cuda.nvfp4_linears import SEED, Case, check, lowered_linears
-from tests.cuda.sass import disassembled
+from tests.cuda.sass import Sass, disassembled
 from tests.cuda.test_gemm_programs import EPILOGUES
 
 from svdqc.compiler.codegen.cuda.backend import CudaBackend
@@ -19,27 +20,32 @@ from svdqc.compiler.passes.fuse import GPU_TRAITS, fuse
 from svdqc.compiler.passes.materialize import materialize
 from svdqc.compiler.quantize.formats import E2M1_RANGES, dequantize_groups, nvfp4_tensor_scale
 from svdqc.compiler.quantize.ops_formats import linear_coded, quantize
-from svdqc.compiler.targets.cuda import SM_120A
+from svdqc.compiler.targets.cuda import SM_100A, SM_120A, CudaTarget
 
-
-def test_linear_nvfp4__epilogues_ranks_and_k_tails() -> None:
-    cases = [Case(33, 72, 192, epilogue=epilogue) for epilogue in EPILOGUES]
-    cases += [
-        Case(17, 40, 16, 0),
+MORE = {
+    SM_120A: [
         Case(17, 40, 80, 1, range="four_over_six", bias=False),
         Case(17, 40, 240, 24, up=torch.float32),
-        Case(17, 40, 256, 32, rotate=True),
-        Case(17, 40, 272, 0, bias=False),
         Case(5, 40, 1088, 8, range="six", rotate=True),  # rows in parts, the last not whole
-        Case(9, 3072, 1024, 32, epilogue="gate_residual"),
-    ]
-    check(cases, SM_120A)
+    ],
+    SM_100A: [
+        Case(17, 40, 16, 0, bias=False),
+        Case(130, 136, 272, 32, range="six", rotate=False),
+    ],
+}
 
 
-@pytest.mark.parametrize("rotate", [False, True])
-def test_quantize_e2m1__bit_for_bit(rotate: bool) -> None:
+@pytest.mark.parametrize("target", MORE, ids=lambda target: target.arch)
+def test_linear_nvfp4__epilogues_ranks_and_k_tails(target: CudaTarget) -> None:
+    cases = [Case(33, 72, 192, epilogue=epilogue) for epilogue in EPILOGUES]
+    lowered = check([*cases, *MORE[target]], target)
+    by_tcgen05 = [text for text in lowered.kernels.values() if "Tcgen05Gemm<Tile>" in text]
+    assert bool(by_tcgen05) == (target is SM_100A)
+
+
+def test_quantize_e2m1__bit_for_bit() -> None:
     """Every choice a group has, ties, zeros, subnormal and saturating scales: by linears with the unit matrix."""
-    m, k = 70, 1152 if rotate else 1104
+    m, k = 20, 1152
     seen = torch.cat((torch.arange(64), torch.arange(k - 136, k)))  # both parts of a row
     made = torch.Generator().manual_seed(SEED)
     sizes = 2.0 ** torch.randint(-12, 3, (m, k // 16), generator=made)
@@ -51,16 +57,14 @@ def test_quantize_e2m1__bit_for_bit(rotate: bool) -> None:
         "smooth": torch.ones(k),
         "down": torch.zeros(0, k),
         "w": 2 * torch.eye(k, dtype=torch.int8)[seen],
-        "w_scale": torch.full((len(seen), k // 16), 0.125)
-        .to(torch.float8_e4m3fn)
-        .view(torch.uint8),
-        "up": torch.zeros(len(seen), 0),
+        "w_scale": torch.full((200, k // 16), 0.125).to(torch.float8_e4m3fn).view(torch.uint8),
+        "up": torch.zeros(200, 0),
     }
     b = ProgramBuilder()
     weights = {name: b.weight(name, tensor) for name, tensor in tensors.items()}
     outputs, wanted = [], []
     given = b.input(x)
-    for range_name in E2M1_RANGES:
+    for range_name, rotate in (*((name, False) for name in E2M1_RANGES), ("best_of_three", True)):
         form = (16, range_name, rotate, 0.0, "e2m1", unit)
         coded = b.call(quantize, given, weights["smooth"], weights["down"], *form)
         items = [b.call(operator.getitem, coded, i) for i in range(3)]
@@ -73,17 +77,33 @@ def test_quantize_e2m1__bit_for_bit(rotate: bool) -> None:
     lowered = lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(SM_120A))
     results = PlanRunner(program, lowered)(b.inputs)
     for i, want in enumerate(wanted):
-        got = results[str(i)]
-        assert torch.equal(got, want), (SEED, int((got != want).sum()))
+        assert torch.equal(results[str(i)], want), (SEED, i, int((results[str(i)] != want).sum()))
 
 
 def test_linear_nvfp4__instructions(gate_loop: GateLoop) -> None:
-    """As chosen for many rows. An operation takes 16 clocks of a quarter of an SM (codegen/cuda/tiles.py)."""
-    _, _, _, lowered = lowered_linears([Case(2048, 3072, 1024, 32)], SM_120A)
-    kernels = {name: text for name, text in lowered.kernels.items() if name.startswith("gemm")}
-    assert len(kernels) == 1
-    for name, source in kernels.items():
-        kernel = disassembled(name, source, SM_120A)
-        kernel.require_opcode("OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X")
-        kernel.require_clean(max_registers=128)  # two CTAs of 256 threads
-        gate_loop(kernel, "OMMA.SF.16864", 16.0)
+    """By warps, as chosen for many rows. An operation takes 16 clocks of a quarter of an SM (codegen/cuda/tiles.py)."""
+    kernel = _product(SM_120A)
+    kernel.require_opcode("OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X")
+    kernel.require_clean(max_registers=128)  # two CTAs of 256 threads
+    gate_loop(kernel, "OMMA.SF.16864", 16.0)
+
+
+def test_linear_nvfp4__tcgen05_instructions(gate_loop: GateLoop) -> None:
+    """Products, scales and sums by tcgen05. The issuing warp has 64 clocks for 128 x 128 x 64 at full rate."""
+    kernel = _product(SM_100A)
+    for opcode in ("UTCOMMA.4X", "UTCCP.T.S.4x32dp128bit", "UTCBAR", "UBLKCP", "LDTM", "STTM"):
+        kernel.require_opcode(opcode)
+    kernel.require_clean(max_registers=128)
+    gate_loop(kernel, "UTCOMMA", 64.0)
+
+
+def _product(target: CudaTarget) -> Sass:
+    """A linear with a branch and a residual."""
+    case = Case(2048, 3072, 1024, 32, epilogue="gate_residual")
+    _, _, _, lowered = lowered_linears([case], target)
+    names = [name for name in lowered.kernels if name.startswith("gemm")]
+    assert len(names) == 1
+    entry = next(entry for entry in lowered.plan.kernels if entry.name == names[0])
+    kernel = disassembled(names[0], lowered.kernels[names[0]], target)
+    assert target.max_ctas(entry.threads, entry.shared_bytes, kernel.registers) >= 2
+    return kernel

@@ -37,18 +37,20 @@ struct Nvfp4Operands {
 template <class Tile>
 struct Nvfp4Gemm : Accumulators<Tile> {
   using Base = Accumulators<Tile>;
-  static constexpr int kBk = 256, kSteps = kBk / 64;  // k of a stage
+  static constexpr int kThreads = Tile::kThreads;
+  static constexpr int kBk = 128, kSteps = kBk / 64;  // k of a stage
   static constexpr int kRowBytes = kBk / 2, kChunks = kRowBytes / 16;
-  // A stage: x_codes, then x_scale [BM, 16 bytes].
+  // A stage: x_codes, then x_scale [BM, 8 bytes]. Two CTAs share an SM.
   static constexpr int kXScale = Tile::BM * kRowBytes;
-  static constexpr int kStageBytes = kXScale + Tile::BM * 16;
+  static constexpr int kStageBytes = kXScale + Tile::BM * 8;
   static constexpr int kLoadBytes = kStageBytes * Tile::STAGES;
   static constexpr int kSharedBytes = kLoadBytes > Tile::kSlabBytes ? kLoadBytes : Tile::kSlabBytes;
-  static constexpr int kRows = Tile::kThreads / kChunks;  // copied at a time
+  static constexpr int kRows = kThreads / kChunks;  // copied at a time
   static constexpr int kBlockBytes = 1024, kBlockScales = 128;
   static constexpr int kPairs =
       (Tile::MT + 1) / 2;  // of row tiles, which share registers of scales
-  static_assert(Tile::BM % kRows == 0 && kRows % 8 == 0, "rows of a thread have the same swizzle");
+  static_assert(kRows % 8 == 0, "rows of a thread have the same swizzle");
+  static_assert(kSteps == 2, "weights of two steps are held, and two words of scales are copied");
 
   struct Weights {
     uint4 codes[Tile::kPanels][2];
@@ -70,7 +72,7 @@ struct Nvfp4Gemm : Accumulators<Tile> {
     num_blocks = static_cast<int>(ceil_div(from.k, 64));
     num_tiles = (num_blocks + kSteps - 1) / kSteps;
     row_bytes = num_blocks * 32;
-    scale_bytes = num_tiles * 16;
+    scale_bytes = ceil_div(from.k, 256) * 16;
     x_codes = static_cast<const char*>(from.x_codes);
     x_scale = static_cast<const char*>(from.x_scale);
     const int64_t warp_column = from.column + Base::warp_column * Tile::NT * 8;
@@ -99,7 +101,7 @@ struct Nvfp4Gemm : Accumulators<Tile> {
       cta_sync();
       load_tile(next_slot, tile + Tile::STAGES - 1);
       const char* const stage = shared + slot * kStageBytes;
-      uint4 scales[kPairs];
+      uint2 scales[kPairs];
       load_scales(stage, scales);
       SVDQ_UNROLL
       for (int step = 0; step < kSteps; ++step) {
@@ -113,9 +115,9 @@ struct Nvfp4Gemm : Accumulators<Tile> {
   }
 
  private:
-  // As in gemm_int.h: 16-byte chunk c of a row lies at chunk c ^ row % 8.
+  // As in gemm_int.h: 16-byte chunk c of a row of 64 bytes lies at chunk c ^ row / 2 % 4.
   SVDQ_METHOD static int place(int row, int chunk) {
-    return row * kRowBytes + (chunk ^ row % 8) * 16;
+    return row * kRowBytes + (chunk ^ row / 2 % 4) * 16;
   }
 
   // Stage `slot` gets tile `tile` of k, zeros outside; nothing past the last tile.
@@ -127,18 +129,19 @@ struct Nvfp4Gemm : Accumulators<Tile> {
       const int64_t at = tile * kRowBytes + chunk * 16;
       const char* const x = x_codes + row * row_bytes + at;
       SVDQ_UNROLL
-      for (int i = 0; i < Tile::BM / kRows; ++i) {
-        const bool valid = at < row_bytes && row + i * kRows < rows;
-        cp_async_16(stage + place(row, chunk) + i * kRows * kRowBytes,
-                    valid ? x + i * kRows * row_bytes : x_codes, valid);
+      for (int first = 0; first < Tile::BM; first += kRows) {
+        if (first + kRows > Tile::BM && row + first >= Tile::BM) break;
+        const bool valid = at < row_bytes && row + first < rows;
+        cp_async_16(stage + place(row, chunk) + first * kRowBytes,
+                    valid ? x + first * row_bytes : x_codes, valid);
       }
       SVDQ_UNROLL
-      for (int first = 0; first < Tile::BM; first += Tile::kThreads) {
+      for (int first = 0; first < Tile::BM; first += kThreads) {
         const int of = first + thread;
-        if (first + Tile::kThreads > Tile::BM && of >= Tile::BM) break;
+        if (first + kThreads > Tile::BM && of >= Tile::BM) break;
         const bool valid = of < rows;
-        cp_async_16(stage + kXScale + of * 16,
-                    valid ? x_scale + of * scale_bytes + tile * 16 : x_scale, valid);
+        cp_async<8>(stage + kXScale + of * 8,
+                    valid ? x_scale + of * scale_bytes + tile * 8 : x_scale, valid);
       }
     }
     cp_async_commit();
@@ -146,13 +149,13 @@ struct Nvfp4Gemm : Accumulators<Tile> {
 
   // Lanes with t < 2 hold the scales of a tile's rows g and g + 8, the others those of the next
   // tile: a word for each step.
-  SVDQ_METHOD void load_scales(const char* stage, uint4 (&scales)[kPairs]) const {
+  SVDQ_METHOD void load_scales(const char* stage, uint2 (&scales)[kPairs]) const {
     const int lane = static_cast<int>(lane_id());
     SVDQ_UNROLL
     for (int pair = 0; pair < kPairs; ++pair) {
       const int next = lane % 4 / 2, i = 2 * pair + (2 * pair + 1 < Tile::MT ? next : 0);
       const int row = (i * Tile::WARPS_M + Base::warp_row) * 16 + lane / 4 + lane % 2 * 8;
-      scales[pair] = *reinterpret_cast<const uint4*>(stage + kXScale + row * 16);
+      scales[pair] = *reinterpret_cast<const uint2*>(stage + kXScale + row * 8);
     }
   }
 
@@ -164,7 +167,7 @@ struct Nvfp4Gemm : Accumulators<Tile> {
     weights.scales[panel] = load_4(w_scale[panel] + block * kBlockScales);
   }
 
-  SVDQ_METHOD void multiply_step(const char* stage, const uint4 (&scales)[kPairs], int step,
+  SVDQ_METHOD void multiply_step(const char* stage, const uint2 (&scales)[kPairs], int step,
                                  int next_step, Weights& weights) {
     const int lane = static_cast<int>(lane_id());
     uint32_t a[Tile::MT][4];
@@ -185,17 +188,13 @@ struct Nvfp4Gemm : Accumulators<Tile> {
 
   // Columns 8 J .. 8 J + 7 of a panel.
   template <int J>
-  SVDQ_METHOD void multiply_columns(const uint32_t (&a)[Tile::MT][4], const uint4 (&scales)[kPairs],
+  SVDQ_METHOD void multiply_columns(const uint32_t (&a)[Tile::MT][4], const uint2 (&scales)[kPairs],
                                     int step, int panel, const Weights& weights) {
     const uint4& words = weights.codes[panel][J / 2];
     const uint32_t b[2] = {J % 2 == 0 ? words.x : words.z, J % 2 == 0 ? words.y : words.w};
     SVDQ_UNROLL
     for (int i = 0; i < Tile::MT; ++i) {
-      const uint4& four = scales[i / 2];
-      const uint32_t of_rows = step == 0   ? four.x
-                               : step == 1 ? four.y
-                               : step == 2 ? four.z
-                                           : four.w;
+      const uint32_t of_rows = step == 0 ? scales[i / 2].x : scales[i / 2].y;
       float (&sums)[4] = Base::acc[i][panel * 4 + J];
       if (i % 2 == 0) {
         mma_e2m1<0, J>(sums, a[i], b, of_rows, weights.scales[panel]);
