@@ -48,7 +48,8 @@ def recipe_options(command: Decorated) -> Decorated:
             show_default=True,
             help="Of weights and activations: "
             + "; ".join(f"{name}, {scheme.summary}" for name, scheme in SCHEMES.items())
-            + "; none compiles without quantizing; auto is the target's best.",
+            + "; none compiles without quantizing; auto is nvfp4 where every target is a GPU with tensor "
+            "cores for it (sm_100a, sm_120a), else int4.",
         ),
         click.option(
             "--modulation",

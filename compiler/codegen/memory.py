@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import rule_of
+from svdqc.compiler.codegen.packed_rows import packed_row
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.scalar import DTYPE_NAMES
 from svdqc.compiler.codegen.storage import BufferKey, Storage, dense, dense_bytes
@@ -66,8 +67,9 @@ class Memory(Mapping[Node, Storage]):
 
     def _place(self, node: Node) -> None:
         shape, dtype = self._table.shape(node), DTYPE_NAMES[node.meta["val"].dtype]
-        if self._packed_codes and _is_s4_codes(node):
-            shape = (*shape[:-1], shape[-1] // 2)
+        packed = packed_row(node) if self._packed_codes else None
+        if packed is not None:
+            shape, dtype = (*shape[:-1], packed[0]), packed[1]
         key = BufferKey("arena", node.name)
         self._storages[node] = dense(key, dtype, shape, self._order(node, len(shape)))
         self.num_bytes[key] = dense_bytes(dtype, shape)
@@ -114,14 +116,6 @@ class Memory(Mapping[Node, Storage]):
                     whole.offset + start * whole.strides[axis],
                 )
                 start = start + shape[axis]
-
-
-def _is_s4_codes(node: Node) -> bool:
-    """The codes of a 4-bit quantization, which go from it to linears and nowhere else."""
-    source = node.args[0] if getattr(node.target, "__name__", "") == "getitem" else None
-    if not isinstance(source, Node) or str(source.target) != anchors.QUANTIZE_S4:
-        return False
-    return bool(node.args[1] == 0)
 
 
 def _channels_last(graph: object) -> set[Node]:

@@ -87,7 +87,8 @@ def compile_model(
     for one in targets:
         toolchain_of(one)  # is there, before any long work
     asked = recipe or Recipe()
-    recipe = resolved(asked, ",".join(one.name for one in targets))
+    names = ",".join(one.name for one in targets)
+    recipe = resolved(asked, names)
 
     say("capture", 0, 1)
     canonical = capture_canonical(model, inputs, dynamic, recipe, dumped)
@@ -109,7 +110,7 @@ def compile_model(
         allocation = None
         if groups and wants_allocation(recipe):
             probes = probe_inputs(program, inputs, watched)
-            mixed = asked.precision == "auto" and "int8" in precisions_on(target)
+            mixed = asked.precision == "auto" and "int8" in precisions_on(names)
             allocation = allocate_recipes(
                 program, groups, samples, recipes, probes, mixed=mixed, progress=say, jobs=jobs
             )

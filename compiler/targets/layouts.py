@@ -21,6 +21,7 @@ from svdqc.compiler.targets import (
     cpu_layouts_f32,
     cuda_layouts,
     cuda_layouts_conv,
+    cuda_layouts_nvfp4,
     cuda_layouts_wgmma,
 )
 from svdqc.compiler.targets.layout import Layout
@@ -30,6 +31,7 @@ REGISTERED: dict[str, Layout] = {
     **cpu_layouts_codes.LAYOUTS,
     **cuda_layouts.LAYOUTS,
     **cuda_layouts_conv.LAYOUTS,
+    **cuda_layouts_nvfp4.LAYOUTS,
     **cuda_layouts_wgmma.LAYOUTS,
 }
 

@@ -187,3 +187,12 @@ def test_resolved__refuses_what_a_target_lacks() -> None:
     with pytest.raises(UnsupportedPrecision, match="nvfp4"):
         resolved(Recipe(precision="nvfp4"), "cpu,cuda:sm_80")
     assert resolved(Recipe(), "cuda:sm_80").modulation == "w4a16"
+
+
+def test_resolved__nvfp4_where_tensor_cores_multiply_it() -> None:
+    assert resolved(Recipe(precision="nvfp4"), "cuda:sm_120,cpu").precision == "nvfp4"
+    assert resolved(Recipe(precision="auto"), "cuda:sm_120a,cuda:sm_100").precision == "nvfp4"
+    assert resolved(Recipe(precision="auto"), "cuda:sm_120a,cuda:sm_89").precision == "int4"
+    assert resolved(Recipe(precision="auto"), "cuda:sm_120a,cpu:avx2").precision == "int4"
+    with pytest.raises(UnsupportedPrecision, match="nvfp4"):
+        resolved(Recipe(precision="nvfp4"), "cuda")

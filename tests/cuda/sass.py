@@ -94,8 +94,9 @@ class Sass:
         assert self.registers <= max_registers, f"{where}: {self.registers} registers"
 
     def calls(self) -> list[Instruction]:
-        """Calls of functions: not of stubs in which ptxas lets lanes meet before one exchange, and not jumps to the
-        kernel's own end (a loop's exit may be spelled as a call that never returns)."""
+        """Calls of functions: not of stubs in which ptxas lets lanes meet before one exchange, or traps (it checks how
+        tensor memory is allocated), and not jumps to the kernel's own end (a loop's exit may be spelled as a call that
+        never returns)."""
         place = {instruction.address: i for i, instruction in enumerate(self.instructions)}
         found = []
         for call in self.instructions:
@@ -107,7 +108,7 @@ class Sass:
             names = [instruction.opcode.partition(".")[0] for instruction in body]
             end = next((i for i, name in enumerate(names) if name in ("RET", "EXIT")), len(names))
             returns = names[end : end + 1] == ["RET"]
-            stub = end < LONGEST_STUB and set(names[:end]) & EXCHANGES
+            stub = end < LONGEST_STUB and set(names[:end]) & (EXCHANGES | {"BPT"})
             if begin is None or (returns and not stub):
                 found.append(call)
         return found

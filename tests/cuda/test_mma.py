@@ -63,6 +63,9 @@ OPERATIONS = {
     "e2m1": Operation(
         "mma_e2m1(d, a, b, a_scales, b_scales)", 64, 4, "float", {"sm_120a": "OMMA.SF.16864"}
     ),
+    "e2m1_next": Operation(
+        "mma_e2m1_next(d, a, b, a_scales, b_scales)", 64, 4, "float", {"sm_120a": "OMMA.SF.16864"}
+    ),
 }  # fmt: skip
 TARGETS = {t.arch: t for t in (SM_75, SM_80, SM_86, SM_89, SM_90A, SM_100A, SM_120A)}
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -147,17 +150,20 @@ def test_mma__floats(kernels: HostKernels, name: str) -> None:
     assert torch.equal(got, exact.double())
 
 
-def test_mma__e2m1_scaled_by_blocks(kernels: HostKernels) -> None:
+@pytest.mark.parametrize(("name", "a_pair", "b_lane"), [("e2m1", 0, 0), ("e2m1_next", 1, 2)])
+def test_mma__e2m1_scaled_by_blocks(
+    kernels: HostKernels, name: str, a_pair: int, b_lane: int
+) -> None:
     made = torch.Generator().manual_seed(SEED)
     a, b = (torch.randint(0, 16, (rows, 64), generator=made) for rows in (16, 8))
     scales = [(torch.rand(rows, 4, generator=made) * 4).to(torch.float8_e4m3fn) for rows in (16, 8)]
     c = torch.randn(16, 8, generator=made)
     held = torch.full((32, 2), 0x7F7F7F7F, dtype=torch.int32)  # NaNs, where no scale is read
-    for row in range(16):  # row g from t = 0, row g + 8 from t = 1
-        held[row % 8 * 4 + row // 8, 0] = words(scales[0][row].view(torch.uint8), 8)
+    for row in range(16):  # row g from t = 2 a_pair, row g + 8 from the next lane
+        held[row % 8 * 4 + 2 * a_pair + row // 8, 0] = words(scales[0][row].view(torch.uint8), 8)
     for column in range(8):
-        held[column * 4, 1] = words(scales[1][column].view(torch.uint8), 8)
-    got = run(kernels, "e2m1", a, b, c, held).double()
+        held[column * 4 + b_lane, 1] = words(scales[1][column].view(torch.uint8), 8)
+    got = run(kernels, name, a, b, c, held).double()
     x, y = (
         E2M1[codes].double() * s.double().repeat_interleave(16, 1)
         for codes, s in zip((a, b), scales, strict=True)

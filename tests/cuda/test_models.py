@@ -17,8 +17,8 @@ from svdqc.compiler.ir.program import Program
 from svdqc.compiler.passes.linear_groups import linear_groups
 from svdqc.compiler.passes.select_layers import quantized_groups
 from svdqc.compiler.passes.svdquant import svdquant
-from svdqc.compiler.quantize.recipe import Recipe
-from svdqc.compiler.targets.cuda import SM_75, SM_80, SM_90A, CudaTarget
+from svdqc.compiler.quantize.recipe import Precision, Recipe
+from svdqc.compiler.targets.cuda import SM_75, SM_80, SM_90A, SM_100A, SM_120A, CudaTarget
 from svdqc.frontends.spec import walk
 
 FLOAT32 = 3e-5
@@ -53,17 +53,26 @@ def test_float32_at_smallest_and_largest(name: str) -> None:
         assert relative(first(run(flat(program, given))), eager(model, given)) <= FLOAT32, size
 
 
-@pytest.mark.parametrize("name", ["flux", "unet"])
-def test_int4(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision", "target"),
+    [
+        ("flux", "int4", SM_80),
+        ("unet", "int4", SM_80),
+        ("dit", "nvfp4", SM_120A),
+        ("dit", "nvfp4", SM_100A),
+    ],
+    ids=lambda value: value.arch if isinstance(value, CudaTarget) else value,
+)
+def test_4_bits(name: str, precision: Precision, target: CudaTarget) -> None:
     """As the reference computes it, in every order of the threads."""
     model, given = wide(name), inputs(name)
-    recipe = Recipe(precision="int4", rank=16, modulation="keep")
-    found = canonical(model, given, precision="int4", rank=16, modulation="keep")
+    recipe = Recipe(precision=precision, rank=16, modulation="keep")
+    found = canonical(model, given, precision=precision, rank=16, modulation="keep")
     groups = quantized_groups(found.decisions, linear_groups(found.program))
     assert len(groups) >= 3
     svdquant(found.program, groups, {}, {group.name: recipe for group in groups})
     program, named = found.program, flat(found.program, given)
-    run = runner(program, SM_80)
+    run = runner(program, target)
     wanted = program.run(named)[0]
     result = first(run(named))
     assert relative(result, wanted) <= FLIPS < relative(wanted, eager(model, given)) * 2

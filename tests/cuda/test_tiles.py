@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from svdqc.compiler.codegen.cuda.tiles import RATES, TILES, Coded, Floats, choose_tile, clocks
+from svdqc.compiler.codegen.cuda.tiles import (
+    RATES,
+    TILES,
+    Coded,
+    Floats,
+    Nvfp4,
+    Product,
+    choose_tile,
+    clocks,
+)
 from svdqc.compiler.targets.cuda import CUDA_TARGETS, SM_75, SM_80, SM_86, SM_89, CudaTarget
 from svdqc.compiler.targets.cuda_layouts import LAYOUTS, UnpackableCudaWeight
 from svdqc.compiler.targets.layouts import pack, packed_bytes, unpack
@@ -19,14 +28,17 @@ PRODUCTS = [
     Coded(8, 4, 128, False),
     Floats(2, 2),
     Floats(4, 3),
+    Nvfp4(),
 ]
 
 
 @pytest.mark.parametrize("product", PRODUCTS, ids=str)
 @pytest.mark.parametrize("target", CUDA_TARGETS, ids=lambda target: target.arch)
-def test_choose_tile__the_gpu_can_hold_it(target: CudaTarget, product: Coded | Floats) -> None:
+def test_choose_tile__the_gpu_can_hold_it(target: CudaTarget, product: Product) -> None:
     if getattr(product, "native_s4", False) and not RATES[target.arch].s4:
         product = Coded(4, 4, 64, False)
+    if isinstance(product, Nvfp4) and not RATES[target.arch].fp4:
+        pytest.skip("no block-scaled tensor cores")
     for m, n, k in (FLUX, (1, 64, 64), (17, 1152, 4608), (512, 3072, 12288), (40000, 64, 3072)):
         tile = choose_tile(target, product, m, n, k)
         shared = tile.shared_bytes(product.stage_bytes(tile))

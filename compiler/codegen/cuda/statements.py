@@ -16,7 +16,6 @@ from torch.fx import Node
 from svdqc.compiler.codegen.columns import column_places
 from svdqc.compiler.codegen.cuda.quantizers import part_of, quantizer
 from svdqc.compiler.codegen.memory import Memory
-from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.codegen.printing.expressions import value_type
@@ -296,22 +295,20 @@ class CudaStatements(StatementPrinter):
         x = f"x{len(self._scratch_names) + len(self.declarations)}"
         self.declare_scratch(x, "float", IntExpr.of(stride))
         threads, whole = self.block.threads, part == in_features
-        function, groups, code_bytes = quantizer(node, in_features, threads)
+        coder = quantizer(node, in_features, threads, self.params)
         lines = self.gather(source, x, str(stride)) if whole else self._gather_part(source, x, part)
-        codes = f"{self.item_pointer(node, 0, code_bytes)} + row_begin * {code_bytes}"
-        scale = f"{self.item_pointer(node, 1)} + row_begin * {groups}"
+        codes = f"{self.item_pointer(node, 0, coder.code_bytes)} + row_begin * {coder.code_bytes}"
+        scale = f"{self.item_pointer(node, 1, coder.scales)} + row_begin * {coder.scales}"
         low = f"{self.item_pointer(node, 2)} + row_begin * {rank}"
         smooth, width, sums = self.pointer(self.storages[inv_smooth]), str(in_features), low
         if not whole:
-            group = in_features // groups
-            codes += f" + k_begin / {in_features // code_bytes}"
-            scale += f" + k_begin / {group}"
+            codes += f" + k_begin / {coder.k_per_byte}"
+            scale += f" + k_begin / {coder.k_per_scale}"
             smooth, width = f"{smooth} + k_begin", "width"
-        more = f", {in_features}" if str(node.target) == anchors.QUANTIZE_S4 else ""
         lines += [
             SYNC,
-            f"svdq::{function}(rows, {width}, {x}, {stride}, {smooth}, {float(operands(node)[6])!r}f, "
-            f"{codes}, {scale}{more});",
+            f"svdq::{coder.function}(rows, {width}, {x}, {stride}, {smooth}, {float(operands(node)[6])!r}f, "
+            f"{codes}, {scale}{coder.more});",
         ]
         if rank:
             weight = self.storages[lora_down]

@@ -26,13 +26,15 @@ STORE_CLOCKS = 0.15
 @dataclass(frozen=True)
 class Rates:
     """A clock and SM, by mma.sync: multiply-adds of s4 codes, s8 codes and 16-bit floats with f32 sums; f32 lanes;
-    bytes from the second-level cache with every SM reading (published microbenchmarks, rounded)."""
+    bytes from the second-level cache with every SM reading; multiply-adds of block-scaled E2M1, by any instruction
+    (published microbenchmarks and data sheets, rounded)."""
 
     s4: int
     s8: int
     half: int
     lanes: int
     cache_bytes: int
+    fp4: int = 0
 
 
 RATES = {
@@ -41,8 +43,8 @@ RATES = {
     "sm_86": Rates(2048, 1024, 512, 128, 20),
     "sm_89": Rates(2048, 1024, 512, 128, 20),
     "sm_90a": Rates(0, 2560, 1280, 128, 32),
-    "sm_100a": Rates(0, 2048, 1024, 128, 40),
-    "sm_120a": Rates(0, 1024, 512, 128, 16),
+    "sm_100a": Rates(0, 2048, 1024, 128, 40, fp4=16384),
+    "sm_120a": Rates(0, 1024, 512, 128, 16, fp4=2048),
 }
 
 
@@ -148,6 +150,37 @@ class Coded:
 
 
 @dataclass(frozen=True)
+class Nvfp4:
+    """Products of E2M1 codes under E4M3 scales by svdq::Nvfp4Gemm."""
+
+    bk = 128
+    header = "gemm_nvfp4.h"
+
+    def gemm_bytes(self, tile: Tile) -> int:
+        """Shared memory of the whole product."""
+        return tile.shared_bytes(self.stage_bytes(tile))
+
+    def stage_bytes(self, tile: Tile) -> int:
+        return tile.rows * (self.bk // 2 + self.bk // 16)
+
+    def fits(self, tile: Tile, target: CudaTarget) -> bool:
+        """As Coded's."""
+        return tile.sums <= MOST_SUMS
+
+    def clocks(self, tile: Tile, target: CudaTarget) -> float:
+        """For 64 k."""
+        rates = RATES[target.arch]
+        results = tile.rows * tile.columns
+        products = results / (16 * 8)
+        loads = tile.warps_n * tile.rows / 16 + 3 * tile.warps_m * tile.columns / 32
+        return max(
+            results * 64 / rates.fp4,
+            (products + 3 * loads) / ISSUE,
+            36 * (tile.rows + tile.columns) / rates.cache_bytes,
+        )
+
+
+@dataclass(frozen=True)
 class Floats:
     """Products of f32 activations with float weights by svdq::FloatGemm. products: 16-bit ones for each."""
 
@@ -181,9 +214,10 @@ class Floats:
         )
 
 
-def clocks(
-    tile: Tile, product: Coded | Floats, target: CudaTarget, m: int, n: int, k: int
-) -> float:
+Product = Coded | Nvfp4 | Floats
+
+
+def clocks(tile: Tile, product: Product, target: CudaTarget, m: int, n: int, k: int) -> float:
     """What the model expects of a whole product of m x n over k."""
     shared = product.gemm_bytes(tile)
     resident = target.max_ctas(tile.threads, shared, tile.registers)
@@ -196,7 +230,7 @@ def clocks(
     return per_sm * (loop + around / together)
 
 
-def choose_tile(target: CudaTarget, product: Coded | Floats, m: int, n: int, k: int) -> Tile:
+def choose_tile(target: CudaTarget, product: Product, m: int, n: int, k: int) -> Tile:
     """The tile that the model likes best for m rows (at most), n columns and k, of those that the GPU can hold."""
     fitting = [
         tile

@@ -4,6 +4,16 @@
 #include "svdq_cuda/kernel.h"
 #include "svdq_cuda/mma.h"
 
+namespace svdq {
+// Scales of the second row tile and of the third column tile of a register. X takes no commas.
+#if defined(SVDQ_CUDA_HOST) || defined(__CUDA_ARCH_FEAT_SM120_ALL)
+SVDQ_INLINE void mma_e2m1_next(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                               uint32_t a_scales, uint32_t b_scales) {
+  mma_e2m1<1, 2>(d, a, b, a_scales, b_scales);
+}
+#endif
+}  // namespace svdq
+
 // buffers, by lane: a [32, 4], b [32, 2], c [32, 4] 32-bit words, scales [32, 2], d [32, 4]
 #define TEST_KERNEL(name, sum, statement)                                                \
   SVDQ_CUDA_KERNEL(name, 32, 1, 0, 5, 0) {                                               \

@@ -36,6 +36,8 @@ SVDQ_CUDA_KERNEL(conversions, 256, 1, 0, 11, 1) {
     static_cast<float*>(args.buffers[9])[first] = e4m3_to_f32(static_cast<uint8_t>(first));
   }
   if (first < 16) {
-    static_cast<float*>(args.buffers[10])[first] = e2m1_to_f32(static_cast<uint8_t>(first));
+    const uint8_t code = static_cast<uint8_t>(first);
+    const float2 twice = unpack_e2m1x2(static_cast<uint8_t>(first * 17));
+    static_cast<float*>(args.buffers[10])[first] = twice.x == twice.y ? e2m1_to_f32(code) : twice.x;
   }
 }

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svdqc.compiler.codegen.cuda.blocks.linear_nvfp4 import (
+    is_nvfp4,
+    linear_nvfp4,
+    linear_nvfp4_block,
+)
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
 from svdqc.compiler.codegen.cuda.blocks.linear_wgmma import (
     linear_wgmma,
@@ -34,12 +39,14 @@ FORMATS = {
     "int8": CodedFormat("S8", "s8_mma", 8, False),
     "w4a8": CodedFormat("S8S4", "s4s8_mma", 4, True),
 }
-"""By precision."""
+"""By precision; nvfp4 has blocks of its own (linear_nvfp4.py)."""
 
 
 def linear_coded_block(program: RowProgram, target: CudaTarget) -> Block:
     if runs_on_warpgroups(program, target):
         return linear_wgmma_block()
+    if is_nvfp4(program):
+        return linear_nvfp4_block(program, target)
     _, product, (out_features, in_features) = _product(program)
     return tile_block(tile_of(target, program, product, out_features, in_features))
 
@@ -69,6 +76,8 @@ def linear_coded(
     assert anchor is not None
     if runs_on_warpgroups(program, target):
         return linear_wgmma(target, program, printer, params)
+    if is_nvfp4(program):
+        return linear_nvfp4(target, program, printer, params)
     codes, scale, low, w_codes, w_scale, lora_up, bias, _, _ = operands(anchor)
     form, product, (out_features, in_features) = _product(program)
     tile = tile_of(target, program, product, out_features, in_features)
@@ -83,6 +92,7 @@ def linear_coded(
         "x_scale": printer.pointer(storages[scale]),
         "w": printer.pointer(storages.packed(w_codes, form.layout)),
         "w_scale": f"reinterpret_cast<const uint16_t*>({of_w})",
+        "unit_exponent": "",
         **low_rank_context(target, printer, low, lora_up),
     }
     return product_code(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from svdqc.compiler.codegen.cuda.blocks.parts import bias_text, headers
-from svdqc.compiler.codegen.cuda.tiles import Coded, Floats, Tile, choose_tile
+from svdqc.compiler.codegen.cuda.tiles import Floats, Product, Tile, choose_tile
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
@@ -30,9 +30,7 @@ def floats_of(target: CudaTarget, stored: str) -> Floats:
     return Floats(4 if stored == "f32" else 2, 2 if two else 3)
 
 
-def tile_of(
-    target: CudaTarget, program: RowProgram, product: Coded | Floats, n: int, k: int
-) -> Tile:
+def tile_of(target: CudaTarget, program: RowProgram, product: Product, n: int, k: int) -> Tile:
     return choose_tile(target, product, program.region.layout.num_rows.upper(), n, k)
 
 
@@ -46,7 +44,7 @@ def product_code(
     printer: StatementPrinter,
     params: Params,
     tile: Tile,
-    product: Coded | Floats,
+    product: Product,
     out_features: int,
     bias: Any,
     context: dict[str, Any],

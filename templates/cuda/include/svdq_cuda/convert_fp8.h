@@ -98,6 +98,24 @@ SVDQ_INLINE uint8_t pack_e2m1x2(float low, float high) {
 #endif
 }
 
+// What the two codes of a byte stand for.
+SVDQ_INLINE float2 unpack_e2m1x2(uint8_t codes) {
+#if defined(SVDQ_HAS_E2M1)
+  uint32_t halves;
+  asm("{ .reg .b8 pair; cvt.u8.u16 pair, %1; cvt.rn.f16x2.e2m1x2 %0, pair; }"
+      : "=r"(halves)
+      : "h"(static_cast<uint16_t>(codes)));
+  return unpack_f16x2(halves);
+#else
+  return make_float2(e2m1_to_f32(codes & 15u), e2m1_to_f32(codes >> 4));
+#endif
+}
+
+// 2^exponent, for exponents of normal numbers.
+SVDQ_INLINE float power_of_two(int64_t exponent) {
+  return float_of(static_cast<uint32_t>(exponent + 127) << 23);
+}
+
 }  // namespace svdq
 
 #endif  // SVDQ_CUDA_CONVERT_FP8_H

@@ -12,8 +12,9 @@
 //   from 8 + 2 t        2 t       8 + 2 t mma_f16       16   as mma_bf16 mma_e2m1      64   as
 //   mma_s4_k64, each 16 k scaled by an E4M3 of A's row and one of B's column
 //
-// Columns of B are g. mma_e2m1 takes the four scales of a row in one register: of row g from lanes
-// with t = 0, of row g + 8 from t = 1; of column g from t = 0.
+// Columns of B are g. mma_e2m1<A_PAIR, B_LANE> takes the four scales of a row in one register: of
+// row g from lanes with t = 2 A_PAIR, of row g + 8 from the next ones; of column g from t = B_LANE.
+// So a register serves two tiles of rows, or four of columns.
 //
 // Integers are exact (mod 2^32); UNSIGNED says that A's codes are unsigned. Products of floats are
 // exact and summed in f32: on the host from c by rising k, each addition rounded to nearest; tensor

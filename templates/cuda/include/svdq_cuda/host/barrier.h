@@ -1,8 +1,9 @@
-// host/barrier.h: see barrier.h. A bulk copy is made only when somebody waits for its barrier, so
-// that shared memory which is read too early is still poisoned.
+// host/barrier.h: see barrier.h. A bulk copy, and the tensor cores' work, is done only when
+// somebody waits for its barrier, so that memory which is read too early is still poisoned.
 #ifndef SVDQ_CUDA_HOST_BARRIER_H
 #define SVDQ_CUDA_HOST_BARRIER_H
 
+#include <functional>
 #include <vector>
 
 #include "svdq_cuda/host/cta.h"
@@ -26,7 +27,21 @@ struct BulkCopy {
   uint32_t bytes;
 };
 
+// What tensor cores do beside the threads, in order; then they arrive at the barrier.
+struct LateWork {
+  uint64_t* barrier;
+  std::vector<std::function<void()>> steps;
+};
+
 // Of the CTA that this OS thread runs.
+inline std::vector<LateWork>& late_work() {
+  static thread_local std::vector<LateWork> work;
+  return work;
+}
+inline std::vector<std::function<void()>>& uncommitted() {
+  static thread_local std::vector<std::function<void()>> steps;
+  return steps;
+}
 inline std::vector<BulkCopy>& bulk_copies() {
   static thread_local std::vector<BulkCopy> copies;
   return copies;
@@ -67,6 +82,18 @@ inline void finish_bulk_copies(uint64_t* barrier) {
   end_phase_if_complete(state_of("bulk_copy", barrier));
 }
 
+// Do the work that arrives at a barrier, and all that comes before it.
+inline void finish_late_work(uint64_t* barrier) {
+  std::vector<LateWork>& work = late_work();
+  size_t count = work.size();
+  while (count > 0 && work[count - 1].barrier != barrier) --count;
+  for (size_t i = 0; i < count; ++i) {
+    for (const std::function<void()>& step : work[i].steps) step();
+    arrive("tcgen05_commit", work[i].barrier, 0);
+  }
+  work.erase(work.begin(), work.begin() + static_cast<ptrdiff_t>(count));
+}
+
 }  // namespace host
 
 SVDQ_INLINE void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
@@ -81,6 +108,10 @@ SVDQ_INLINE void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
   for (size_t i = copies.size(); i-- > 0;) {
     if (copies[i].barrier == barrier) copies.erase(copies.begin() + static_cast<ptrdiff_t>(i));
   }
+  std::vector<host::LateWork>& work = host::late_work();
+  for (size_t i = work.size(); i-- > 0;) {
+    if (work[i].barrier == barrier) work.erase(work.begin() + static_cast<ptrdiff_t>(i));
+  }
 }
 SVDQ_INLINE void mbarrier_init_fence() {}
 SVDQ_INLINE void mbarrier_arrive(uint64_t* barrier) { host::arrive("mbarrier_arrive", barrier, 0); }
@@ -90,6 +121,7 @@ SVDQ_INLINE void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
 SVDQ_INLINE void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
   host::wait_until("mbarrier_wait", [barrier, parity] {
     host::finish_bulk_copies(barrier);
+    if (host::state_of("mbarrier_wait", barrier).phase == parity) host::finish_late_work(barrier);
     return host::state_of("mbarrier_wait", barrier).phase != parity;
   });
 }

@@ -193,23 +193,29 @@ SVDQ_NOINLINE void mma_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_
 
 // The scale of 16 k is applied to their sum: scales and codes have few bits, so products of
 // 16 codes are exact in f32 and each block is rounded only when it is added.
+template <int A_PAIR = 0, int B_LANE = 0>
 SVDQ_NOINLINE void mma_e2m1(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                             uint32_t a_scales, uint32_t b_scales) {
   host::Fragments<float> mine{
       {a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {d[0], d[1], d[2], d[3]}, a_scales, b_scales};
   host::warp_collective("mma_e2m1", mine, [](host::Fragments<float>** lane) {
-    float x[16][64], y[64][8];
+    float x[16][64], y[64][8], y_scale[8][4];
     host::gather<64, 8>(lane, x, y, host::e2m1_of, host::e2m1_of);
+    for (int column = 0; column < 8; ++column) {
+      const uint32_t scales = lane[column * 4 + B_LANE]->b_scales & 0x7f7f7f7fu;
+      for (int block = 0; block < 4; ++block) y_scale[column][block] = host::e4m3_of(scales, block);
+    }
     for (int row = 0; row < 16; ++row) {
-      for (int column = 0; column < 8; ++column) {
-        float& d_element = host::result_of(lane, row, column);
-        for (int block = 0; block < 4; ++block) {
-          float sum = 0;
-          for (int k = 16 * block; k < 16 * block + 16; ++k) sum += x[row][k] * y[k][column];
-          const uint32_t a_scale = lane[row % 8 * 4 + row / 8]->a_scales;
-          const uint32_t b_scale = lane[column * 4]->b_scales;
-          d_element += sum * (host::e4m3_of(a_scale & 0x7f7f7f7fu, block) *
-                              host::e4m3_of(b_scale & 0x7f7f7f7fu, block));
+      const uint32_t scales = lane[row % 8 * 4 + 2 * A_PAIR + row / 8]->a_scales & 0x7f7f7f7fu;
+      float sums[4][8] = {};
+      for (int k = 0; k < 64; ++k) {
+        for (int column = 0; column < 8; ++column) sums[k / 16][column] += x[row][k] * y[k][column];
+      }
+      for (int block = 0; block < 4; ++block) {
+        const float x_scale = host::e4m3_of(scales, block);
+        for (int column = 0; column < 8; ++column) {
+          host::result_of(lane, row, column) +=
+              sums[block][column] * (x_scale * y_scale[column][block]);
         }
       }
     }

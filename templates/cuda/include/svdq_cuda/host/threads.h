@@ -82,6 +82,8 @@ class Cta {
   GroupMeeting group_meetings[kMaxWarps];  // by first warp
   Barrier barriers[16];
   Thread threads[kMaxThreads];
+  uint32_t tensor_columns = 0;  // that tcgen05_alloc gave
+  std::vector<uint32_t> tensor_memory;
   std::string error;
 
   Cta() = default;
@@ -136,6 +138,7 @@ class Cta {
       threads[i].copies.clear();
       threads[i].group = 0;
     }
+    tensor_columns = 0;
     alive_ = num_threads;
     active() = this;
     current = pick(ready_warps_) * kWarp;
@@ -143,6 +146,9 @@ class Cta {
     switch_stack(&main_, threads[current].stack);
     active() = nullptr;
     if (error.empty()) check_guards();
+    if (error.empty() && tensor_columns != 0) {
+      error = "cta " + std::to_string(cta_id) + " kept its tensor memory";
+    }
     return error.empty();
   }
 

@@ -151,14 +151,16 @@ SVDQ_INLINE void mma_e4m3(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
 #endif
 
 #if defined(__CUDA_ARCH_FEAT_SM120_ALL) || defined(__CUDA_ARCH_FEAT_SM121_ALL)
+template <int A_PAIR = 0, int B_LANE = 0>
 SVDQ_INLINE void mma_e2m1(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                           uint32_t a_scales, uint32_t b_scales) {
+  static_assert(A_PAIR >= 0 && A_PAIR < 2 && B_LANE >= 0 && B_LANE < 4, "whose scales");
   asm("mma.sync.aligned.kind::mxf4nvf4.block_scale.scale_vec::4X.m16n8k64.row.col.f32.e2m1.e2m1"
       ".f32.ue4m3 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3}, {%10}, "
-      "{%12, %12}, {%11}, {%12, %12};"
+      "{%12, %13}, {%11}, {%12, %14};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(a_scales),
-        "r"(b_scales), "h"(static_cast<uint16_t>(0)));
+        "r"(b_scales), "n"(0), "n"(A_PAIR), "n"(B_LANE));
 }
 #endif
 

@@ -1,0 +1,113 @@
+"""gemm_nvfp4.h and gemm_tcgen05.h on the host back end against the exact product: tiles, tails, ranks, orders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.cuda.host_kernels import SCHEDULES, HostKernels
+from tests.cuda.nvfp4_products import Product
+
+from svdqc.compiler.codegen.cuda.blocks.linear_nvfp4 import TILE
+from svdqc.compiler.codegen.cuda.tiles import TILES, Nvfp4, Tile
+from svdqc.compiler.targets.cuda import SM_120A
+from svdqc.compiler.targets.cuda_layouts import UnpackableCudaWeight
+from svdqc.compiler.targets.layouts import pack, packed_bytes, unpack
+
+SOURCE = Path(__file__).resolve().parent / "cu" / "gemm_nvfp4.cu"
+BY_WARPS = {f"t{t.rows}x{t.columns}": t for t in TILES if Nvfp4().fits(t, SM_120A)}
+KERNELS: dict[str, Tile] = {**BY_WARPS, "tcgen05": TILE}
+LAYOUTS = {
+    "Nvfp4Gemm": ("e2m1_mma", "e4m3_scale_mma"),
+    "Tcgen05Gemm": ("e2m1_tcgen05", "e4m3_scale_tcgen05"),
+}
+BOTH = ("t64x64", "tcgen05")
+
+
+def _gemm(name: str) -> str:
+    return "Tcgen05Gemm" if name == "tcgen05" else "Nvfp4Gemm"
+
+
+@pytest.fixture(scope="module")
+def kernels() -> HostKernels:
+    listed = [
+        f"X({name}, {_gemm(name)}, {tile.cpp.removeprefix('svdq::GemmTile<').removesuffix('>')})"
+        for name, tile in KERNELS.items()
+    ]
+    text = "#define KERNELS(X) " + " \\\n".join(listed) + "\n" + SOURCE.read_text()
+    return HostKernels({"gemm_nvfp4": text})
+
+
+def run(kernels: HostKernels, product: Product, name: str, schedule: int = 0) -> torch.Tensor:
+    tile = KERNELS[name]
+    size = (tile.rows, tile.columns)
+    return product.run(kernels, name, size, LAYOUTS[_gemm(name)], schedule)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_gemm_nvfp4__tiles(kernels: HostKernels, name: str) -> None:
+    """One row and column less than a tile has, as many, and more."""
+    tile = KERNELS[name]
+    for more in (-1, 0, 1):
+        product = Product(tile.rows + more, tile.columns + more, 320)
+        product.check(run(kernels, product, name))
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("n", [1, 31, 33, 65, 129])
+def test_gemm_nvfp4__n_tails(kernels: HostKernels, n: int, name: str) -> None:
+    product = Product(20, n, 192)
+    product.check(run(kernels, product, name))
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("k", [16, 64, 80, 240, 256, 272, 1040])
+def test_gemm_nvfp4__k_tails(kernels: HostKernels, k: int, name: str) -> None:
+    product = Product(17, 40, k)
+    product.check(run(kernels, product, name))
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("rank", [0, 1, 15, 16, 32])
+def test_gemm_nvfp4__ranks(kernels: HostKernels, rank: int, name: str) -> None:
+    product = Product(33, 65, 128, rank)
+    product.check(run(kernels, product, name))
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_gemm_nvfp4__largest_codes(kernels: HostKernels, name: str) -> None:
+    """6 times 6 everywhere, with scales of 1: an exact integer."""
+    product = Product(16, 32, 2048, 0, extreme=True)
+    assert (run(kernels, product, name) == 36.0 * 2048).all()
+
+
+@pytest.mark.parametrize("name", ["t128x128", "tcgen05"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_gemm_nvfp4__any_order_of_threads(kernels: HostKernels, schedule: int, name: str) -> None:
+    product = Product(130, 130, 1088)
+    first = run(kernels, product, name)
+    product.check(first)
+    assert torch.equal(run(kernels, product, name, schedule), first)
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (32, 64), (33, 80), (130, 256)])
+def test_e2m1_layouts__are_inverted(shape: tuple[int, int]) -> None:
+    product = Product(1, *shape)
+    matrices = (product.w_codes, product.w_scale)
+    pairs = [pair for names in LAYOUTS.values() for pair in zip(names, matrices, strict=True)]
+    for layout, matrix in pairs:
+        size = tuple(matrix.shape)
+        packed = pack(layout, matrix)
+        assert packed.nbytes == packed_bytes(layout, size, matrix.dtype)
+        assert torch.equal(unpack(layout, packed, size, matrix.dtype), matrix)
+
+
+def test_e2m1_layouts__refuse_what_they_cannot_hold() -> None:
+    for layout, matrix in (
+        ("e2m1_mma", torch.full((32, 64), 5, dtype=torch.int8)),
+        ("e2m1_tcgen05", torch.zeros(32, 64)),
+        ("e4m3_scale_mma", torch.ones(32, 4)),
+    ):
+        with pytest.raises(UnpackableCudaWeight, match="pack"):
+            pack(layout, matrix)
