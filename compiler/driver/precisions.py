@@ -10,7 +10,7 @@ from svdqc.errors import SvdqcError
 
 PRECISIONS_OF = {
     "cpu": (*SCHEMES, "none"),
-    "cuda": ("int4", "int8", "w4a8", "w4a16", "nf4", "none"),
+    "cuda": ("int4", "int8", "fp8", "w4a8", "w4a16", "nf4", "none"),
 }
 """By the target's kind: what comes before the colon. Every precision runs on CPUs."""
 

@@ -4,6 +4,7 @@
     s4_mma       w_codes [N, K] int8, 4 bits    -> uint8 [N/32, K/64, 2, 32, 4, 4]  two codes a byte, low nibble first
     s4s8_mma     the same                       -> the same bytes, codes in the order of 8-bit activations
     s8_mma       w_codes [N, K] int8            -> int8  [N/32, K/64, 4, 32, 4, 4]
+    e4m3_mma     w_codes [N, K] uint8, E4M3     -> the same of bytes
     scale_mma    w_scale [N, groups]            -> bfloat16 [N/32, groups, 4, 4, 2]
     f32_mma, bf16_mma, f16_mma   w [N, K]       -> same dtype [N/32, K/16, 2, 32, 2, 4]
     s4_rows, nf4_rows            w_codes [N, K] -> uint8 [N/16, K/64, 32, 4, 4]  weights as the left operand
@@ -231,10 +232,26 @@ def _float_layout(dtype: torch.dtype) -> Layout:
     )
 
 
+def as_e4m3(of_bytes: Layout) -> Layout:
+    """A layout of int8 for E4M3 numbers, which are uint8: their bits go where those of int8 would."""
+
+    def pack(codes: Tensor) -> Tensor:
+        _matrix("w_codes", codes, torch.uint8, None)
+        return of_bytes.pack(codes.view(torch.int8)).view(torch.uint8)
+
+    return Layout(
+        pack,
+        lambda flat, shape: of_bytes.unpack(flat, shape).view(torch.uint8),
+        of_bytes.num_bytes,
+    )
+
+
+S8_MMA = Layout(pack_s8_mma, unpack_s8_mma, lambda s: _block_bytes(s, K_CODES, 8))
 LAYOUTS: dict[str, Layout] = {
     "s4_mma": Layout(pack_s4_mma, unpack_s4_mma, lambda s: _block_bytes(s, K_CODES, 4)),
     "s4s8_mma": Layout(pack_s4s8_mma, unpack_s4s8_mma, lambda s: _block_bytes(s, K_CODES, 4)),
-    "s8_mma": Layout(pack_s8_mma, unpack_s8_mma, lambda s: _block_bytes(s, K_CODES, 8)),
+    "s8_mma": S8_MMA,
+    "e4m3_mma": as_e4m3(S8_MMA),
     "scale_mma": Layout(
         pack_scale_mma, unpack_scale_mma, lambda s: -(-s[0] // COLUMNS) * COLUMNS * s[1] * 2
     ),

@@ -1,6 +1,9 @@
 """How weights lie in memory for Hopper's warpgroups: as core matrices, so that a bulk copy brings a piece of a tile.
 
-s8_wgmma   w_codes [N, K] int8 -> int8 [N/8, K/16, 8, 16], N and K padded to multiples of 128 with zeros
+s8_wgmma     w_codes [N, K] int8        -> int8 [N/8, K/16, 8, 16]
+e4m3_wgmma   w_codes [N, K] uint8, E4M3 -> uint8, the same of bytes
+
+N and K are padded to multiples of 128 with zeros.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdqc.compiler.targets.cuda_layouts import UnpackableCudaWeight
+from svdqc.compiler.targets.cuda_layouts import UnpackableCudaWeight, as_e4m3
 from svdqc.compiler.targets.layout import Layout, Shape
 
 TILE = 128
@@ -38,8 +41,7 @@ def unpack_s8_wgmma(flat: Tensor, shape: Shape) -> Tensor:
     return matrix[: shape[0], : shape[1]].contiguous()
 
 
-LAYOUTS: dict[str, Layout] = {
-    "s8_wgmma": Layout(
-        pack_s8_wgmma, unpack_s8_wgmma, lambda shape: _padded(shape[0]) * _padded(shape[1])
-    ),
-}
+S8_WGMMA = Layout(
+    pack_s8_wgmma, unpack_s8_wgmma, lambda shape: _padded(shape[0]) * _padded(shape[1])
+)
+LAYOUTS: dict[str, Layout] = {"s8_wgmma": S8_WGMMA, "e4m3_wgmma": as_e4m3(S8_WGMMA)}

@@ -20,6 +20,10 @@ FULL = "128, 128, 2, 4, 3, 2"
 ALIGNED = 16
 
 
+E4M3 = (0x00, 0xFF)
+"""Bit patterns, held as uint8."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """How codes meet: the type in gemm_codes.h, its weight layout, the codes' ranges."""
@@ -31,6 +35,10 @@ class Kind:
     x_codes: tuple[int, int]
     w_codes: tuple[int, int]
 
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        """What the codes stand for, in f64."""
+        return (codes.view(torch.float8_e4m3fn) if self.x_codes == E4M3 else codes).double()
+
 
 KINDS = {
     "s4": Kind("S4<false>", "s4_mma", 4, 4, (-8, 7), (-8, 7)),
@@ -39,11 +47,14 @@ KINDS = {
     "u4_widened": Kind("S4Widened<true>", "s4_mma", 4, 4, (0, 15), (-8, 7)),
     "s8s4": Kind("S8S4", "s4s8_mma", 8, 4, (-127, 127), (-8, 7)),
     "s8": Kind("S8", "s8_mma", 8, 8, (-127, 127), (-127, 127)),
+    "e4m3": Kind("E4m3", "e4m3_mma", 8, 8, E4M3, E4M3),
+    "e4m3_halves": Kind("E4m3Halves", "e4m3_mma", 8, 8, E4M3, E4M3),
 }
 GROUPS = {"s4": (32, 64, 128), "s4_widened": (32, 64, 128), "s8": (0, 64, 128)}
+GROUPS |= {"e4m3": (0,), "e4m3_halves": (0,)}
 """0: one scale for all of k."""
-BY_ROW = {("s8s4", 64), ("s8", 0)}
-"""Where a row of x has one scale: W4A8 and int8."""
+BY_ROW = {("s8s4", 64), ("s8", 0), ("e4m3", 0), ("e4m3_halves", 0)}
+"""Where a row of x has one scale: W4A8, int8 and fp8."""
 CASES = [(kind, group) for kind in KINDS for group in GROUPS.get(kind, (64,))]
 
 
@@ -88,7 +99,10 @@ class Problem:
         by_row = (kind, group) in BY_ROW
 
         def integers(limits: tuple[int, int], *shape: int) -> torch.Tensor:
-            return torch.randint(limits[0], limits[1] + 1, shape, generator=made, dtype=torch.int8)
+            dtype = torch.uint8 if limits == E4M3 else torch.int8
+            codes = torch.randint(limits[0], limits[1] + 1, shape, generator=made, dtype=dtype)
+            # A NaN becomes the largest number, +-448.
+            return torch.where(codes & 0x7F == 0x7F, codes - 1, codes) if limits == E4M3 else codes
 
         self.x_codes = integers(self.kind.x_codes, m, k)
         self.w_codes = integers(self.kind.w_codes, n, k)
@@ -103,20 +117,23 @@ class Problem:
         """The result [m, n] in f64, and the bound of its error."""
         (m, k), n = self.x_codes.shape, self.w_codes.shape[0]
         groups, rank = k // self.group, self.low.shape[1]
-        x = self.x_codes.double().reshape(m, groups, self.group)
-        w = self.w_codes.double().reshape(n, groups, self.group)
-        total, size = torch.zeros(m, n).double(), torch.zeros(m, n).double()
+        x = self.kind.values(self.x_codes).reshape(m, groups, self.group)
+        w = self.kind.values(self.w_codes).reshape(n, groups, self.group)
+        total, size, inner = (torch.zeros(m, n).double() for _ in range(3))
         x_scale = self.x_scale.double().expand(m, groups)
         for g in range(groups):
             term = x[:, g] @ w[:, g].T * x_scale[:, g, None] * self.w_scale[:, g].double()
             total += term
             size += term.abs()
+            if self.kind.x_codes == E4M3:  # products exact in f32, their sums rounded
+                magnitudes = x[:, g].abs() @ w[:, g].abs().T
+                inner += magnitudes * x_scale[:, g, None].abs() * self.w_scale[:, g].double().abs()
         low, up = self.low.double(), self.up.double().T
         branch = low.abs() @ up.abs()
         total = total + low @ up + self.bias.double()
         # Every sum rounds to f32; a product of the branch, of two 16-bit halves, is off by 2^-17.
         parts = size + branch + self.bias.double().abs()
-        bound = EPS * (groups + 2 * rank + 3) * parts + 2.0**-17 * branch
+        bound = EPS * (groups + 2 * rank + 3) * parts + 2.0**-17 * branch + EPS * k * inner
         return total, bound
 
     def run(
@@ -183,7 +200,7 @@ def test_gemm_int__ranks(kernels: HostKernels, turing: HostKernels, rank: int) -
         Problem("s4", 33, 65, 128, 64, rank).check(library, "s4_g64")
 
 
-@pytest.mark.parametrize(("kind", "group"), CASES)
+@pytest.mark.parametrize(("kind", "group"), [c for c in CASES if KINDS[c[0]].x_codes != E4M3])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_gemm_int__extreme_codes(kernels: HostKernels, kind: str, group: int, sign: int) -> None:
     """The largest sums there are, of one sign: with scales of 1 and no branch the result is their exact integer."""
@@ -197,6 +214,23 @@ def test_gemm_int__extreme_codes(kernels: HostKernels, kind: str, group: int, si
     problem.bias.zero_()
     exact = problem.x_codes.long() @ problem.w_codes.long().T
     assert torch.equal(problem.run(kernels, f"{kind}_g{group}", 64, 64).long(), exact)
+
+
+@pytest.mark.parametrize("kind", ["e4m3", "e4m3_halves"])
+def test_gemm_int__every_e4m3_is_read_as_what_it_is(kernels: HostKernels, kind: str) -> None:
+    """Column n of the result is code n of the weights: each has one number that is not 0, and x the number 1 there."""
+    numbers = [c for c in range(256) if c & 0x7F != 0x7F]
+    problem = Problem(kind, 16, len(numbers), 128, 0, rank=0)
+    problem.w_codes.zero_()
+    problem.x_codes.zero_()
+    for n, code in enumerate(numbers):
+        problem.w_codes[n, n % 128] = code
+    problem.x_codes.fill_(0x38)  # 1.0
+    problem.x_scale.fill_(1.0)
+    problem.w_scale.fill_(1.0)
+    problem.bias.zero_()
+    values = torch.tensor(numbers, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    assert torch.equal(problem.run(kernels, f"{kind}_g0", 64, 64), values.expand(16, -1))
 
 
 WIDTHS = {

@@ -9,8 +9,9 @@ from svdqc.compiler.codegen.printing.statements import RANGES
 from svdqc.compiler.ir.rewrite import operands
 
 HEADERS = {anchors.QUANTIZE_S4: "quantize_s4.h", anchors.QUANTIZE: "quantize_s8.h"}
-"""By op. svdq::quantize is int8, a scale a row: the other encodings have no CUDA kernels (driver/precisions.py)."""
-
+"""By op."""
+BY_ROW = {"int": "quantize_s8", "e4m3": "quantize_e4m3"}
+"""svdq::quantize with a scale a row, by encoding; the others have no CUDA kernels (driver/precisions.py)."""
 
 PART = 1024
 """Of a row that is coded in parts: more rows then share what they are projected with."""
@@ -34,8 +35,7 @@ def quantizer(node: Node, in_features: int, threads: int) -> tuple[str, int, int
     group, range_name, rotated = operands(node)[3:6]
     rotate = "true" if rotated else "false"
     if str(node.target) == anchors.QUANTIZE:
-        assert operands(node)[7] == "int", "8-bit integer codes"
-        return f"quantize_s8<{rotate}, {threads}>", 1, in_features
+        return f"{BY_ROW[str(operands(node)[7])]}<{rotate}, {threads}>", 1, in_features
     kind = RANGES[str(range_name)]
     code_bytes = in_features if kind == "Symmetric127" else in_features // 2
     function = f"quantize_s4<{group}, svdq::ActRange::{kind}, {rotate}, {threads}>"
