@@ -7,6 +7,7 @@
 //   byte k of row r is at  start + r / 8 * row_step + k / 16 * k_step + r % 8 * 16 + k % 16
 //   wgmma_operand(start, k_step, row_step)   describes it; start aligned to 16, steps multiples of
 //   16
+//   wgmma_advance(operand, bytes)   the same so many bytes further, a multiple of 16
 //
 // Warp w of the group has rows 16 w .. 16 w + 15; with g = lane / 4, t = lane % 4, d[4 j + 0, 1] is
 // row g, columns 8 j + 2 t, + 1, and d[4 j + 2, 3] is row g + 8: mma.h's result, column tile by

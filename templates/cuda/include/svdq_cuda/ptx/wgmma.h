@@ -12,6 +12,9 @@ SVDQ_INLINE uint64_t wgmma_operand(const void* start, uint32_t k_step, uint32_t 
   return static_cast<uint64_t>((shared_address(start) & 0x3ffffu) >> 4) |
          static_cast<uint64_t>(k_step >> 4) << 16 | static_cast<uint64_t>(row_step >> 4) << 32;
 }
+SVDQ_INLINE uint64_t wgmma_advance(uint64_t operand, uint32_t bytes) {
+  return operand + (bytes >> 4);
+}
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
