@@ -6,13 +6,21 @@ from dataclasses import replace
 
 from svdqc.compiler.quantize.recipe import Recipe
 from svdqc.compiler.quantize.schemes import SCHEMES
+from svdqc.compiler.targets.cuda import CUDA_TARGETS, CudaTarget
 from svdqc.errors import SvdqcError
 
-PRECISIONS_OF = {
-    "cpu": (*SCHEMES, "none"),
-    "cuda": ("int4", "int8", "fp8", "w4a8", "w4a16", "nf4", "none"),
+ON_CPUS = (*SCHEMES, "none")
+"""Every precision."""
+ON_GPUS = {
+    "int4": {"s4", "s8"},
+    "int8": {"wgmma_s8", "s8"},
+    "fp8": {"wgmma_e4m3", "e4m3", "f16"},
+    "w4a8": {"wgmma_s8", "s8"},
+    "w4a16": {"f16"},
+    "nf4": {"f16"},
+    "none": {"f16"},
 }
-"""By the target's kind: what comes before the colon. Every precision runs on CPUs."""
+"""Precisions that have kernels: there are some for each of these tensor-core operations, and one is enough."""
 
 
 class UnsupportedPrecision(SvdqcError):
@@ -20,9 +28,14 @@ class UnsupportedPrecision(SvdqcError):
 
 
 def precisions_on(target: str) -> list[str]:
-    """What all of the named targets can run."""
-    kinds = {"cuda" if part.strip().startswith("cuda") else "cpu" for part in target.split(",")}
-    return [p for p in PRECISIONS_OF["cpu"] if all(p in PRECISIONS_OF[k] for k in kinds)]
+    """What all of the named targets can run; "cuda" alone may be any GPU."""
+    names = [name.strip() for name in target.split(",") if name.strip().startswith("cuda")]
+    gpus = [gpu for name in names for gpu in CUDA_TARGETS if name in ("cuda", *gpu.names)]
+    return [p for p in ON_CPUS if all(p in _precisions_of(gpu) for gpu in gpus)]
+
+
+def _precisions_of(target: CudaTarget) -> set[str]:
+    return {p for p, operations in ON_GPUS.items() if operations & target.tensor_ops}
 
 
 def resolved(recipe: Recipe, target: str) -> Recipe:

@@ -53,17 +53,25 @@ def test_float32_at_smallest_and_largest(name: str) -> None:
         assert relative(first(run(flat(program, given))), eager(model, given)) <= FLOAT32, size
 
 
-@pytest.mark.parametrize("name", ["flux", "unet"])
-def test_int4(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "sizes", "precision", "target"),
+    [
+        ("flux", {}, "int4", SM_80),
+        ("unet", {}, "int4", SM_80),
+        # 4 times 16 tokens: rows enough for warpgroups.
+        ("dit", {"batch": 4, "height": 8, "width": 8}, "fp8", SM_90A),
+    ],
+)
+def test_quantized(name: str, sizes: dict[str, int], precision: str, target: CudaTarget) -> None:
     """As the reference computes it, in every order of the threads."""
-    model, given = wide(name), inputs(name)
-    recipe = Recipe(precision="int4", rank=16, modulation="keep")
-    found = canonical(model, given, precision="int4", rank=16, modulation="keep")
+    model, given = wide(name), inputs(name, **sizes)
+    recipe = Recipe(precision=precision, rank=16, modulation="keep")
+    found = canonical(model, given, precision=precision, rank=16, modulation="keep")
     groups = quantized_groups(found.decisions, linear_groups(found.program))
     assert len(groups) >= 3
     svdquant(found.program, groups, {}, {group.name: recipe for group in groups})
     program, named = found.program, flat(found.program, given)
-    run = runner(program, SM_80)
+    run = runner(program, target)
     wanted = program.run(named)[0]
     result = first(run(named))
     assert relative(result, wanted) <= FLIPS < relative(wanted, eager(model, given)) * 2
