@@ -63,8 +63,22 @@ KINDS = {
 }
 
 
+ORDER_SOURCE = """
+#include "svdq_cuda/gemm_tile.h"
+#include "svdq_cuda/kernel.h"
+using Tile = svdq::GemmTile<128, 64, 2, 2, 3, 2>;
+SVDQ_CUDA_KERNEL(tile_order, 32, 0, 0, 1, 2) {
+  const svdq::TileOrder order(static_cast<uint32_t>(args.scalars[0]),
+                              static_cast<uint32_t>(args.scalars[1]));
+  for (uint32_t i = svdq::lane_id(); i < order.tiles; i += 32) {
+    static_cast<svdq::TilePlace*>(args.buffers[0])[i] = order.place<Tile>(i);
+  }
+}
+"""
+
+
 def kernel_text(names: list[str]) -> str:
-    listed = " ".join(f"X({name}, {KINDS[name].codes})" for name in names)
+    listed = " ".join(f"X({n}, {4 if KINDS[n].group else 5}, {KINDS[n].codes})" for n in names)
     return f"#define KERNELS(X) {listed}\n" + SOURCE
 
 
@@ -84,8 +98,10 @@ def check(
     exact: bool = False,
     schedule: int = 0,
     extreme: bool = False,
+    ctas: int = 3,
 ) -> None:
-    """exact: scales of 1 and nothing added, so the result is the integer sum; extreme: all codes the lowest."""
+    """exact: scales of 1 and nothing added, so the result is the integer sum; extreme: all codes the lowest; ctas: at
+    most, so that one computes several tiles."""
     kind = KINDS[name]
     made = torch.Generator().manual_seed(hash((SEED, m, n, k, rank)) % (1 << 31))
     x_codes = kind.random((m, k), False, made)
@@ -117,7 +133,7 @@ def check(
         name,
         [*(_aligned(b.numpy()) for b in buffers), out],
         [m, n, k, rank, n + 5, groups],
-        grid_x=-(-m // 128) * -(-n // 128),
+        grid_x=min(ctas, -(-m // 128) * -(-n // 128)),
         schedule=schedule,
     )
     assert margins_untouched(out, margins)
@@ -198,6 +214,25 @@ def test_gemm_wgmma__any_order_of_threads(kernels: HostKernels, kind: str, sched
 
 
 @pytest.mark.parametrize("kind", ["s8", "e4m3", "s8s4_g64"])
+@pytest.mark.parametrize("ctas", [1, 2, 4])
+def test_gemm_wgmma__several_tiles_a_cta(kernels: HostKernels, kind: str, ctas: int) -> None:
+    """Three by two tiles, fewer steps than stages and more; what copies is ahead of what multiplies."""
+    check(kernels, kind, 300, 200, 128, ctas=ctas)
+    check(kernels, kind, 300, 200, 704, ctas=ctas, schedule=1)
+
+
+def test_tile_order__every_tile_once() -> None:
+    order = HostKernels({"tile_order": ORDER_SOURCE})
+    for rows, columns in [(1, 1), (1, 5), (11, 3), (12, 2), (13, 4), (36, 7), (25, 1)]:
+        found = np.full((rows * columns, 2), -1, np.int64)
+        order.launch("tile_order", [found], [rows, columns], grid_x=1)
+        wanted = {(128 * row, 64 * column) for row in range(rows) for column in range(columns)}
+        assert {(int(row), int(column)) for row, column in found} == wanted
+        # A band has all columns of at most 12 tiles of rows.
+        assert len(set(found[: 12 * columns, 0])) == min(12, rows)
+
+
+@pytest.mark.parametrize("kind", ["s8", "e4m3", "s8s4_g64"])
 def test_gemm_wgmma__width_of_flux(kernels: HostKernels, kind: str) -> None:
     check(kernels, kind, 5, 256, 3072, 32)
 
@@ -226,4 +261,5 @@ def test_gemm_wgmma__sass(name: str, gate_loop: GateLoop) -> None:
     sass.require_opcode("UBLKCP")
     sass.require_clean(max_registers=168)
     gate_loop(sass, kind.opcode, kind.budget)
-    assert not [line for line in compiler_remarks(text, SM_90A) if "serializ" in line]
+    sass.require_opcode("USETMAXREG")
+    assert not compiler_remarks(text, SM_90A)  # such as "wgmma serialized" or "setmaxnreg ignored"

@@ -4,7 +4,7 @@ reference ops, on the host back end."""
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -81,6 +81,8 @@ class Linear:
         return torch.nn.functional.gelu(y, approximate="tanh")
 
 
+TWO_SMS = replace(SM_90A, num_sms=2)
+"""So that a CTA computes several tiles."""
 ON_WARPGROUPS = [
     Case("int8", FEWEST_ROWS, 40, 192),
     Case("int8", 200, 136, 256, rank=0, rotate=True),
@@ -101,7 +103,7 @@ ELSEWHERE = [
 @pytest.mark.parametrize(
     ("cases", "target", "header"),
     [
-        (ON_WARPGROUPS, SM_90A, "gemm_wgmma.h"),
+        (ON_WARPGROUPS, TWO_SMS, "gemm_wgmma.h"),
         ([Case(p, FEWEST_ROWS - 1, 40, 128) for p in RANGES], SM_90A, "gemm_int.h"),
         (ELSEWHERE, SM_80, "gemm_int.h"),
         (ELSEWHERE[1:3], SM_89, "svdq::E4m3,"),
@@ -118,6 +120,12 @@ def test_linear_coded__with_epilogue(cases: list[Case], target: CudaTarget, head
     products = [source for source in lowered.kernels.values() if "gemm_memory" in source]
     assert len(products) >= len(cases)
     assert all(header in source for source in products)
+    if target is TWO_SMS:
+        assert all(
+            launch.num_tasks.const <= 2
+            for launch in lowered.plan.launches
+            if "gemm" in lowered.plan.kernels[launch.kernel].name
+        )
     results = PlanRunner(program, lowered)(b.inputs)
     for i, linear in enumerate(linears):
         got, want = results[str(i)], linear.wanted()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import product_code
@@ -11,15 +11,17 @@ from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
+from svdqc.compiler.ir.intexpr import minimum
 from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.targets.cuda import CudaTarget
 
 FEWEST_ROWS = 64
 """Of one warpgroup; with fewer, mma.sync's smaller tiles waste less."""
 CORE_BYTES = 16
-TILE = Tile(128, 128, 8, 1, 5, 1)
-"""svdq::WgmmaGemm's: eight warps of 16 rows, five stages in flight."""
+HELPERS = 128
+"""The third warpgroup."""
 BARRIER_BYTES = 128
+SLAB_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,25 @@ class WarpgroupFormat:
     """codes      svdq's kind of codes (gemm_wgmma_codes.h); "<group>" follows where weights are scaled by group
     operation  the tensor-core operation it needs
     w, w_scale layouts of the weight
-    threads    of a CTA: what copies and widens included
+    stages     in flight
     """
 
     codes: str
     operation: str
     w: str
     w_scale: str = "row_major"
-    threads: int = 288
+    stages: int = 5
+
+    @property
+    def tile(self) -> Tile:
+        """svdq::WgmmaGemm's: eight warps of 16 rows."""
+        return Tile(128, 128, 8, 1, self.stages, 1)
 
 
 FORMATS = {
     "int8": WarpgroupFormat("WgmmaS8", "wgmma_s8", "s8_wgmma"),
     "fp8": WarpgroupFormat("WgmmaE4m3", "wgmma_e4m3", "e4m3_wgmma"),
-    "w4a8": WarpgroupFormat("WgmmaS8S4", "wgmma_s8", "s4_wgmma", "scale_wgmma", 352),
+    "w4a8": WarpgroupFormat("WgmmaS8S4", "wgmma_s8", "s4_wgmma", "scale_wgmma", 4),
 }
 """By precision."""
 
@@ -55,7 +62,7 @@ class WarpgroupCodes(Coded):
         stage = self.bk * (tile.rows + tile.columns)
         if self.group:  # weights and scales as stored beside those as multiplied
             stage += tile.columns * (self.bk // 2 + self.bk // self.group * 6)
-        return tile.stages * stage + BARRIER_BYTES
+        return tile.stages * stage + BARRIER_BYTES + SLAB_ROWS * tile.ld * 4
 
 
 def runs_on_warpgroups(program: RowProgram, target: CudaTarget) -> bool:
@@ -74,8 +81,8 @@ def runs_on_warpgroups(program: RowProgram, target: CudaTarget) -> bool:
 def linear_wgmma_block(program: RowProgram) -> Block:
     anchor = program.region.anchor
     assert anchor is not None
-    form = FORMATS[str(operands(anchor)[7])]
-    return Block(TILE.rows, TILE.columns, form.threads)
+    tile = FORMATS[str(operands(anchor)[7])].tile
+    return Block(tile.rows, tile.columns, tile.threads, HELPERS)
 
 
 def linear_wgmma(
@@ -102,21 +109,22 @@ def linear_wgmma(
         "gemm": f"svdq::WgmmaGemm<Tile, svdq::{kind}>",
         "in_features": in_features,
         "groups": groups,
-        "by_group": by_group,
         "x_codes": printer.pointer(storages[codes]),
         "x_scale": printer.pointer(storages[scale]),
         "w": printer.pointer(storages.packed(w_codes, form.w)),
         "w_scale": f"reinterpret_cast<const uint16_t*>({of_w})" if by_group else of_w,
         **low_rank_context(target, printer, low, lora_up),
     }
-    return product_code(
+    code = product_code(
         "cuda/gemm_wgmma.cu.j2",
         program,
         printer,
         params,
-        TILE,
+        form.tile,
         WarpgroupCodes(8, 4 if by_group else 8, group, False),
         out_features,
         bias,
         context,
     )
+    # A CTA for each multiprocessor, to compute one tile after another.
+    return replace(code, num_tasks=minimum(code.num_tasks, target.num_sms))

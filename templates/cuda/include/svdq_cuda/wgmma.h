@@ -18,6 +18,9 @@
 //   wgmma_bf16<N>(d, a, b, accumulate)   f32 sums of bf16, 16 k
 //   accumulate false: d is overwritten
 //
+//   give_registers<R>()   all of a warpgroup keep R registers, a multiple of 8, of those they have
+//   take_registers<R>()   they get R, once others gave enough. Both where only they come by
+//
 // Products run beside the threads: wgmma_fence() before the first one that touches registers or
 // shared memory just written; wgmma_commit() closes a group; wgmma_wait<P>() until at most P groups
 // are under way. Registers of d must not be touched before. On the host a product is made at once.

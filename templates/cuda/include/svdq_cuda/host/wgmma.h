@@ -23,6 +23,15 @@ SVDQ_INLINE uint64_t wgmma_advance(uint64_t operand, uint32_t bytes) {
   return operand + (bytes >> 4);
 }
 
+template <int R>
+SVDQ_INLINE void give_registers() {
+  static_assert(R % 8 == 0 && R >= 24 && R <= 256, "registers");
+}
+template <int R>
+SVDQ_INLINE void take_registers() {
+  give_registers<R>();
+}
+
 SVDQ_INLINE void wgmma_fence() {}
 SVDQ_INLINE void wgmma_commit() {}
 template <int Pending>

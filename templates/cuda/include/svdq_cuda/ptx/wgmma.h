@@ -18,6 +18,15 @@ SVDQ_INLINE uint64_t wgmma_advance(uint64_t operand, uint32_t bytes) {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+template <int R>
+SVDQ_INLINE void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(R));
+}
+template <int R>
+SVDQ_INLINE void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(R));
+}
+
 SVDQ_INLINE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 SVDQ_INLINE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int Pending>
