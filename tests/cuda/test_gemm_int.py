@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.cuda.host_kernels import SCHEDULES, HostKernels, guarded, margins_untouched
+from tests.cuda.host_kernels import SCHEDULES, HostKernels, guarded, has, margins_untouched
 
 from svdqc.compiler.targets.cuda_layouts import LAYOUTS
 
@@ -55,7 +55,21 @@ GROUPS |= {"e4m3": (0,), "e4m3_halves": (0,)}
 """0: one scale for all of k."""
 BY_ROW = {("s8s4", 64), ("s8", 0), ("e4m3", 0), ("e4m3_halves", 0)}
 """Where a row of x has one scale: W4A8, int8 and fp8."""
-CASES = [(kind, group) for kind in KINDS for group in GROUPS.get(kind, (64,))]
+NEEDED = {"s4": "s4", "u4": "s4", "e4m3": "e4m3"}
+"""Tensor-core operations that not every GPU has."""
+CASES = [
+    (kind, group)
+    for kind in KINDS
+    for group in GROUPS.get(kind, (64,))
+    if kind not in NEEDED or has(NEEDED[kind])
+]
+S4 = "s4" if has("s4") else "s4_widened"
+FULL_TILES = [
+    ("s4_g64", 64, 64),
+    ("s4_full", 128, 128),
+    ("s4_widened_full", 128, 128),
+][0 if has("s4") else 2 :]
+"""Kernels of faithful W4A4 with the rows and columns of their tiles."""
 
 
 def kernel_text(math: str, kernels: list[str]) -> str:
@@ -73,14 +87,16 @@ def _small(kind: str, group: int) -> str:
 @pytest.fixture(scope="module")
 def kernels() -> HostKernels:
     """The small tile for every case, the full one for faithful W4A4."""
-    full = [f"{k}_full, {KINDS[k].codes}, 64, false, 256, {FULL}" for k in ("s4", "s4_widened")]
+    names = [n for n, *_ in FULL_TILES if n.endswith("_full")]
+    codes = [KINDS[n.removesuffix("_full")].codes for n in names]
+    full = [f"{n}, {c}, 64, false, 256, {FULL}" for n, c in zip(names, codes, strict=True)]
     return HostKernels({"gemm_int": kernel_text("Bf16Math", [_small(*c) for c in CASES] + full)})
 
 
 @pytest.fixture(scope="module")
 def turing() -> HostKernels:
     """The low-rank branch with f16 tensor cores."""
-    return HostKernels({"gemm_int_f16": kernel_text("F16Math", [_small("s4", 64)])})
+    return HostKernels({"gemm_int_f16": kernel_text("F16Math", [_small(S4, 64)])})
 
 
 def pack_x(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -172,18 +188,18 @@ def test_gemm_int__kinds_and_groups(kernels: HostKernels, kind: str, group: int)
 
 
 def test_gemm_int__turing_low_rank(turing: HostKernels) -> None:
-    Problem("s4", 65, 65, 640, 64).check(turing, "s4_g64")
+    Problem(S4, 65, 65, 640, 64).check(turing, f"{S4}_g64")
 
 
 @pytest.mark.parametrize("m", [1, 15, 16, 17, 63, 64, 65, 127, 128, 129])
 def test_gemm_int__m_tails(kernels: HostKernels, m: int) -> None:
-    for name, bm, bn in (("s4_g64", 64, 64), ("s4_full", 128, 128), ("s4_widened_full", 128, 128)):
+    for name, bm, bn in FULL_TILES:
         Problem(name.rpartition("_")[0], m, 40, 192, 64).check(kernels, name, bm, bn)
 
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 63, 64, 65, 127, 128, 129])
 def test_gemm_int__n_tails(kernels: HostKernels, n: int) -> None:
-    for name, bm, bn in (("s4_g64", 64, 64), ("s4_full", 128, 128), ("s4_widened_full", 128, 128)):
+    for name, bm, bn in FULL_TILES:
         Problem(name.rpartition("_")[0], 20, n, 192, 64).check(kernels, name, bm, bn)
 
 
@@ -197,7 +213,7 @@ def test_gemm_int__k_tails(kernels: HostKernels, kind: str, group: int, groups: 
 @pytest.mark.parametrize("rank", [0, 1, 8, 15, 16, 17, 32, 128])
 def test_gemm_int__ranks(kernels: HostKernels, turing: HostKernels, rank: int) -> None:
     for library in (kernels, turing):
-        Problem("s4", 33, 65, 128, 64, rank).check(library, "s4_g64")
+        Problem(S4, 33, 65, 128, 64, rank).check(library, f"{S4}_g64")
 
 
 @pytest.mark.parametrize(("kind", "group"), [c for c in CASES if KINDS[c[0]].x_codes != E4M3])
@@ -216,7 +232,7 @@ def test_gemm_int__extreme_codes(kernels: HostKernels, kind: str, group: int, si
     assert torch.equal(problem.run(kernels, f"{kind}_g{group}", 64, 64).long(), exact)
 
 
-@pytest.mark.parametrize("kind", ["e4m3", "e4m3_halves"])
+@pytest.mark.parametrize("kind", [kind for kind, _ in CASES if KINDS[kind].x_codes == E4M3])
 def test_gemm_int__every_e4m3_is_read_as_what_it_is(kernels: HostKernels, kind: str) -> None:
     """Column n of the result is code n of the weights: each has one number that is not 0, and x the number 1 there."""
     numbers = [c for c in range(256) if c & 0x7F != 0x7F]
@@ -242,12 +258,12 @@ WIDTHS = {
 
 @pytest.mark.parametrize(("n", "k"), [shape for shapes in WIDTHS.values() for shape in shapes])
 def test_gemm_int__model_widths(kernels: HostKernels, n: int, k: int) -> None:
-    Problem("s4", 17, n, k, 64, rank=32).check(kernels, "s4_g64")
+    Problem(S4, 17, n, k, 64, rank=32).check(kernels, f"{S4}_g64")
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_gemm_int__any_order_of_threads(kernels: HostKernels, schedule: int) -> None:
     """What one thread reads of another's shared memory is ordered by barriers: results do not depend on the order."""
-    problem = Problem("s4", 130, 130, 1088, 64)
-    first = problem.run(kernels, "s4_full", 128, 128)
-    assert torch.equal(problem.run(kernels, "s4_full", 128, 128, schedule), first)
+    problem = Problem(S4, 130, 130, 1088, 64)
+    first = problem.run(kernels, f"{S4}_full", 128, 128)
+    assert torch.equal(problem.run(kernels, f"{S4}_full", 128, 128, schedule), first)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.cuda.conftest import GateLoop
-from tests.cuda.host_kernels import SCHEDULES, HostKernels, guarded, margins_untouched
+from tests.cuda.host_kernels import SCHEDULES, HostKernels, guarded, has, margins_untouched
 from tests.cuda.sass import compiler_remarks, disassembled
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from svdqc.compiler.targets.cuda import SM_90A
 from svdqc.compiler.targets.cuda_layouts import LAYOUTS
 from svdqc.compiler.targets.cuda_layouts_wgmma import LAYOUTS as WGMMA_LAYOUTS
 
+pytestmark = pytest.mark.skipif(not has("wgmma_s8"), reason="this GPU has no wgmma")
 SOURCE = (Path(__file__).resolve().parent / "cu" / "gemm_wgmma.cu").read_text()
 SEED = 17
 EPS = 2.0**-24

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.compiler.programs import canonical
 from tests.compiler.test_zoo import DYNAMIC, eager, inputs, relative, wide
+from tests.cuda.host_kernels import machine
 from tests.cuda.host_runner import PlanRunner
 from torch import Tensor
 
@@ -28,6 +29,7 @@ TARGETS = {"flux": SM_90A, "pixart": SM_80, "dit": SM_75, "unet": SM_80}
 
 
 def runner(program: Program, target: CudaTarget) -> PlanRunner:
+    target = machine(target)
     fusion = plan_regions(program, target)
     return PlanRunner(program, lower(program, fusion, backend=backend_of(target)))
 
