@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.cuda.host_kernels import SCHEDULES, HostKernels, guarded, has, margins_untouched
+from tests.cuda import host_kernels
+from tests.cuda.host_kernels import (
+    SCHEDULES,
+    HostKernels,
+    e4m3_rounding,
+    guarded,
+    has,
+    margins_untouched,
+)
 
 from svdqc.compiler.targets.cuda_layouts import LAYOUTS
 
@@ -149,7 +157,8 @@ class Problem:
         total = total + low @ up + self.bias.double()
         # Every sum rounds to f32; a product of the branch, of two 16-bit halves, is off by 2^-17.
         parts = size + branch + self.bias.double().abs()
-        bound = EPS * (groups + 2 * rank + 3) * parts + 2.0**-17 * branch + EPS * k * inner
+        bound = EPS * (groups + 2 * rank + 3) * parts + 2.0**-17 * branch
+        bound += e4m3_rounding(k) * inner
         return total, bound
 
     def run(
@@ -179,7 +188,8 @@ class Problem:
         want, bound = self.expected()
         miss = (self.run(kernels, name, bm, bn).double() - want).abs()
         assert (miss <= bound).all(), (SEED, float(miss.max()), float((miss / bound).max()))
-        assert bound.max() < 1e-3 * want.abs().max()
+        coarse = self.kind.x_codes == E4M3 and host_kernels.gpu is not None
+        assert bound.max() < (0.1 if coarse else 1e-3) * want.abs().max()
 
 
 @pytest.mark.parametrize(("kind", "group"), CASES)

@@ -8,8 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.cuda import host_kernels
 from tests.cuda.conftest import GateLoop
-from tests.cuda.host_kernels import SCHEDULES, HostKernels, guarded, has, margins_untouched
+from tests.cuda.host_kernels import (
+    SCHEDULES,
+    HostKernels,
+    e4m3_rounding,
+    guarded,
+    has,
+    margins_untouched,
+)
 from tests.cuda.sass import compiler_remarks, disassembled
 from torch import Tensor
 
@@ -156,7 +164,7 @@ def check(
     ]
     inner = EPS * (groups + 2) * sum(part.abs() for part in of_parts)
     if x_codes.dtype is torch.uint8:
-        inner = inner + EPS * k * (x.abs() @ w.abs().T)
+        inner = inner + e4m3_rounding(k) * (x.abs() @ w.abs().T)
     branch = low.double() @ up.double().T
     size = low.double().abs() @ up.double().abs().T
     want = coded + branch + bias.double()
@@ -164,7 +172,8 @@ def check(
     bound += LOW_RANK * size + inner
     miss = (rows[:, :n].double() - want).abs()
     assert (miss <= bound).all(), (SEED, float(miss.max()), float((miss / bound).max()))
-    assert bound.max() < 1e-3 * want.abs().max()
+    coarse = x_codes.dtype is torch.uint8 and host_kernels.gpu is not None
+    assert bound.max() < (0.1 if coarse else 1e-3) * want.abs().max()
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
