@@ -43,8 +43,8 @@ class LaunchFailed(Exception):
 def e4m3_rounding(k: int) -> float:
     """How far a sum of k products of E4M3 may be off, as a part of the sum of their magnitudes.
 
-    The host rounds each addition to f32. Tensor cores keep some 14 bits, for the four operations of 128 k, each of which
-    may add two partial sums.
+    The host rounds each addition to f32. Tensor cores keep some 14 bits, for the four operations of 128 k, each of
+    which may add two partial sums.
     """
     return 2.0**-24 * k if gpu is None else 8 * 2.0**-13
 
