@@ -20,8 +20,8 @@ SHAPES = ((9216, 3072), (3072, 3072), (12288, 3072), (3072, 12288))  # N, K
 SMALL_ROWS = (1, 16)
 RANK, GROUP = 32, 64
 LARGEST_ERROR = {"int4": 1e-3, "int8": 1e-3, "w4a8": 1e-3, "fp8": 4e-3}
-"""Of a result as a whole. Tensor cores keep some 14 bits of sums of E4M3, 128 k at a time: 8 * 2^-13 of the sum of their
-magnitudes, a few times what random signs leave of it; but errors have random signs, too."""
+"""Of a result as a whole. Tensor cores keep some 14 bits of sums of E4M3, 128 k at a time: 8 * 2^-13 of the sum of
+their magnitudes, a few times what random signs leave of it; but errors have random signs, too."""
 RUNS, WARMUP = 15, 3
 SECONDS_PER_SHAPE = 45.0
 
