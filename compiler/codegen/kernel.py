@@ -77,7 +77,7 @@ def generate(region: Region, maps: AccessMaps, storages: Memory, backend: Backen
         )
     if block.threads:
         context.update(
-            threads=block.threads,
+            threads=block.threads + block.helpers,
             shared_bytes=shared_bytes,
             num_buffers=len(params.buffers),
             num_scalars=len(params.scalars),
@@ -92,7 +92,7 @@ def generate(region: Region, maps: AccessMaps, storages: Memory, backend: Backen
         scalars=tuple(params.scalars),
         num_tasks=anchored.num_tasks,
         scratch_bytes=ZERO if block.threads else scratch.num_bytes,
-        threads=block.threads,
+        threads=block.threads + block.helpers,
         shared_bytes=shared_bytes,
     )
 

@@ -4,6 +4,7 @@
     s4_mma       w_codes [N, K] int8, 4 bits    -> uint8 [N/32, K/64, 2, 32, 4, 4]  two codes a byte, low nibble first
     s4s8_mma     the same                       -> the same bytes, codes in the order of 8-bit activations
     s8_mma       w_codes [N, K] int8            -> int8  [N/32, K/64, 4, 32, 4, 4]
+    e4m3_mma     w_codes [N, K] uint8, E4M3     -> the same of bytes
     scale_mma    w_scale [N, groups]            -> bfloat16 [N/32, groups, 4, 4, 2]
     f32_mma, bf16_mma, f16_mma   w [N, K]       -> same dtype [N/32, K/16, 2, 32, 2, 4]
     s4_rows, nf4_rows            w_codes [N, K] -> uint8 [N/16, K/64, 32, 4, 4]  weights as the left operand
@@ -34,7 +35,10 @@ def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
     return torch.nn.functional.pad(matrix, extra)
 
 
-def _matrix(name: str, matrix: Tensor, dtype: torch.dtype, limits: tuple[int, int] | None) -> None:
+def code_matrix(
+    name: str, matrix: Tensor, dtype: torch.dtype, limits: tuple[int, int] | None
+) -> None:
+    """A matrix of codes of this type, within limits, or UnpackableCudaWeight."""
     if matrix.dim() != 2 or matrix.dtype != dtype:
         found = f"{matrix.dtype} of shape {list(matrix.shape)}"
         raise UnpackableCudaWeight("pack", name, found, f"give {dtype} [out_features, in_features]")
@@ -65,7 +69,7 @@ def _block_bytes(shape: Shape, k: int, bits: int) -> int:
 
 def pack_s4_mma(w_codes: Tensor) -> Tensor:
     """Word r of column g in lane (g, t) has k = 32 r + 8 t + (0 .. 7), the first in the lowest nibble."""
-    _matrix("w_codes", w_codes, torch.int8, (-8, 7))
+    code_matrix("w_codes", w_codes, torch.int8, (-8, 7))
     blocks = _blocks(w_codes, K_CODES) & 15  # [p, s, tile, g, k]
     p, s = blocks.shape[:2]
     split = blocks.reshape(p, s, 2, 2, 8, 2, 4, 4, 2)  # [p, s, pair, tile, g, r, t, byte, nibble]
@@ -81,7 +85,7 @@ def unpack_s4_mma(flat: Tensor, shape: Shape) -> Tensor:
 
 def pack_s4s8_mma(w_codes: Tensor) -> Tensor:
     """Word r of column g in lane (g, t): byte j has k = 32 r + 4 t + j low and 32 r + 16 + 4 t + j high."""
-    _matrix("w_codes", w_codes, torch.int8, (-8, 7))
+    code_matrix("w_codes", w_codes, torch.int8, (-8, 7))
     blocks = _blocks(w_codes, K_CODES) & 15
     p, s = blocks.shape[:2]
     split = blocks.reshape(p, s, 2, 2, 8, 2, 2, 4, 4)  # [p, s, pair, tile, g, r, half, t, byte]
@@ -99,7 +103,7 @@ def unpack_s4s8_mma(flat: Tensor, shape: Shape) -> Tensor:
 
 def pack_s8_mma(w_codes: Tensor) -> Tensor:
     """Word r of column g in lane (g, t) has k = 16 r + 4 t + (0 .. 3)."""
-    _matrix("w_codes", w_codes, torch.int8, None)
+    code_matrix("w_codes", w_codes, torch.int8, None)
     blocks = _blocks(w_codes, K_CODES)
     split = blocks.reshape(*blocks.shape[:3], 8, 4, 4, 4)  # [p, s, tile, g, r, t, byte]
     return split.permute(0, 1, 2, 3, 5, 4, 6).contiguous()
@@ -113,7 +117,7 @@ def unpack_s8_mma(flat: Tensor, shape: Shape) -> Tensor:
 
 def pack_scale_mma(w_scale: Tensor) -> Tensor:
     """Column 8 j + 2 t + i of a panel at [panel, group, t, j, i]."""
-    padded = _padded(_bf16(w_scale), COLUMNS, 1)
+    padded = _padded(bf16_scales(w_scale), COLUMNS, 1)
     columns = padded.reshape(padded.shape[0] // COLUMNS, 4, 4, 2, padded.shape[1])
     return columns.permute(0, 4, 2, 1, 3).contiguous()  # [panel, group, t, j, i]
 
@@ -146,7 +150,7 @@ def pack_s4_rows(w_codes: Tensor) -> Tensor:
     Word s of its four is for k = 32 (s / 2) + 8 t + 4 (s % 2) + (0 .. 3): code + 8 of (row g, k), (g + 8, k),
     (g, k + 2), (g + 8, k + 2) in nibbles 0 .. 3, of k + 1 and k + 3 in nibbles 4 .. 7.
     """
-    _matrix("w_codes", w_codes, torch.int8, (-8, 7))
+    code_matrix("w_codes", w_codes, torch.int8, (-8, 7))
     return _pack_rows(w_codes.to(torch.int16) + 8, 8)
 
 
@@ -156,7 +160,7 @@ def unpack_s4_rows(flat: Tensor, shape: Shape) -> Tensor:
 
 def pack_nf4_rows(w_codes: Tensor) -> Tensor:
     """Indices of quantiles, 0 .. 15, in the places of s4_rows' codes + 8. Padding is quantile 7: zero."""
-    _matrix("w_codes", w_codes, torch.int8, (0, 15))
+    code_matrix("w_codes", w_codes, torch.int8, (0, 15))
     return _pack_rows(w_codes.to(torch.int16), 7)
 
 
@@ -183,7 +187,7 @@ def _unpack_rows(flat: Tensor, shape: Shape) -> Tensor:
 
 def pack_scale_rows(w_scale: Tensor) -> Tensor:
     """Scales of rows g and g + 8 of a panel of 16 at [panel, group, g]."""
-    panels = _padded(_bf16(w_scale), ROWS, 1).reshape(-1, 2, 8, w_scale.shape[1])
+    panels = _padded(bf16_scales(w_scale), ROWS, 1).reshape(-1, 2, 8, w_scale.shape[1])
     return panels.permute(0, 3, 2, 1).contiguous()
 
 
@@ -192,7 +196,8 @@ def unpack_scale_rows(flat: Tensor, shape: Shape) -> Tensor:
     return panels.reshape(-1, shape[1])[: shape[0]].contiguous()
 
 
-def _bf16(w_scale: Tensor) -> Tensor:
+def bf16_scales(w_scale: Tensor) -> Tensor:
+    """Scales [N, groups] that bfloat16 holds, or UnpackableCudaWeight."""
     scale = w_scale.to(torch.bfloat16)
     if scale.dim() != 2 or not torch.equal(scale.to(torch.float32), w_scale.to(torch.float32)):
         raise UnpackableCudaWeight(
@@ -231,10 +236,26 @@ def _float_layout(dtype: torch.dtype) -> Layout:
     )
 
 
+def as_e4m3(of_bytes: Layout) -> Layout:
+    """A layout of int8 for E4M3 numbers, which are uint8: their bits go where those of int8 would."""
+
+    def pack(codes: Tensor) -> Tensor:
+        code_matrix("w_codes", codes, torch.uint8, None)
+        return of_bytes.pack(codes.view(torch.int8)).view(torch.uint8)
+
+    return Layout(
+        pack,
+        lambda flat, shape: of_bytes.unpack(flat, shape).view(torch.uint8),
+        of_bytes.num_bytes,
+    )
+
+
+S8_MMA = Layout(pack_s8_mma, unpack_s8_mma, lambda s: _block_bytes(s, K_CODES, 8))
 LAYOUTS: dict[str, Layout] = {
     "s4_mma": Layout(pack_s4_mma, unpack_s4_mma, lambda s: _block_bytes(s, K_CODES, 4)),
     "s4s8_mma": Layout(pack_s4s8_mma, unpack_s4s8_mma, lambda s: _block_bytes(s, K_CODES, 4)),
-    "s8_mma": Layout(pack_s8_mma, unpack_s8_mma, lambda s: _block_bytes(s, K_CODES, 8)),
+    "s8_mma": S8_MMA,
+    "e4m3_mma": as_e4m3(S8_MMA),
     "scale_mma": Layout(
         pack_scale_mma, unpack_scale_mma, lambda s: -(-s[0] // COLUMNS) * COLUMNS * s[1] * 2
     ),

@@ -187,6 +187,8 @@ def test_resolved__refuses_what_a_target_lacks() -> None:
     with pytest.raises(UnsupportedPrecision, match="nvfp4"):
         resolved(Recipe(precision="nvfp4"), "cpu,cuda:sm_80")
     assert resolved(Recipe(), "cuda:sm_80").modulation == "w4a16"
+    for gpu in ("cuda", "cuda:sm_75", "cuda:sm_90", "cuda:sm_120a,cpu"):
+        assert resolved(Recipe(precision="fp8"), gpu).precision == "fp8"
 
 
 def test_resolved__nvfp4_where_tensor_cores_multiply_it() -> None:

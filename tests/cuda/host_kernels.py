@@ -16,16 +16,37 @@ from typing import Any
 
 import numpy as np
 
+from svdqc.compiler.targets.cuda import CudaTarget
 from svdqc.compiler.targets.cuda_host import build_host
 
 # Orders in which fibres run: lowest thread first, highest first, pseudo-random.
 SCHEDULES = (0, 1, 12345)
 
 num_launches = 0  # of this process; tests/cuda/conftest.py counts them
+gpu: CudaTarget | None = None  # that launches run on (tests/gpu/on_gpu.py); None: the host back end
+
+
+def has(operation: str) -> bool:
+    """Whether launches may use a tensor-core operation (CudaTarget.tensor_ops): the host back end has all."""
+    return gpu is None or operation in gpu.tensor_ops
+
+
+def machine(target: CudaTarget) -> CudaTarget:
+    """What to generate code for: `target`, or the GPU that launches run on."""
+    return target if gpu is None else gpu
 
 
 class LaunchFailed(Exception):
     """The kernel cannot finish, or did something that a GPU would not define; the text says what."""
+
+
+def e4m3_rounding(k: int) -> float:
+    """How far a sum of k products of E4M3 may be off, as a part of the sum of their magnitudes.
+
+    The host rounds each addition to f32. Tensor cores keep some 14 bits, for the four operations of 128 k, each of
+    which may add two partial sums.
+    """
+    return 2.0**-24 * k if gpu is None else 8 * 2.0**-13
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from tests.compiler.programs import ProgramBuilder
+from tests.cuda.host_kernels import machine
 from tests.cuda.host_runner import PlanRunner
 from torch import Tensor
 from torch.fx import Node
@@ -66,7 +67,7 @@ EPILOGUES = {
 
 def _lowered(program: Program, target: CudaTarget) -> Lowered:
     materialize(program)
-    return lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(target))
+    return lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(machine(target)))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tests.cuda.sass import Sass, disassembled
 from tests.cuda.test_gemm_float import kernel_source
 from tests.cuda.test_gemm_int import KINDS, kernel_text
 
-from svdqc.compiler.codegen.cuda.tiles import Coded, Floats, choose_tile
+from svdqc.compiler.codegen.cuda.tiles import Coded, Floats, Numbers, choose_tile
 from svdqc.compiler.targets.cuda import (
     SM_75,
     SM_80,
@@ -37,6 +37,8 @@ def compiled_int(kind: str, group: int, target: CudaTarget, by_row: bool = False
     """The kernel that the compiler would choose for a FLUX layer, from the tests' source."""
     of_kind = KINDS[kind]
     product = Coded(of_kind.x_bits, of_kind.w_bits, group, of_kind.codes.startswith("S4<"))
+    if kind.startswith("e4m3"):
+        product = Numbers(halves=kind == "e4m3_halves")
     tile = choose_tile(target, product, *FLUX)
     sizes = tile.cpp.removeprefix("svdq::GemmTile<").removesuffix(">")
     name = f"gemm_{kind}_g{group}"
@@ -63,6 +65,29 @@ def test_8_bit_activations__instructions(
     kernel = compiled_int(kind, group, SM_80, by_row=True)
     kernel.require_clean()
     gate_loop(kernel, "IMMA.16832.S8.S8", budget)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "opcode", "budget"),
+    [
+        # A QMMA takes 16 clocks of its quarter of an SM at the rate of s8 (8 with sums in f16, which are not enough).
+        (SM_89, "e4m3", "QMMA.16832.F32.E4M3.E4M3", 16.0),
+        (SM_120A, "e4m3", "QMMA.16832.F32.E4M3.E4M3", 16.0),
+        # An HMMA takes 8 clocks; without an instruction four numbers take 7 to become halves, which is more.
+        (SM_75, "e4m3_halves", "HMMA.1688.F32", 8.0),
+        (SM_80, "e4m3_halves", "HMMA.16816.F32", 9.5),
+        (SM_90A, "e4m3_halves", "HMMA.16816.F32", 8.0),
+        (SM_100A, "e4m3_halves", "HMMA.16816.F32", 8.0),
+    ],
+    ids=lambda value: value.arch if isinstance(value, CudaTarget) else "",
+)
+def test_fp8__instructions(
+    target: CudaTarget, kind: str, opcode: str, budget: float, gate_loop: GateLoop
+) -> None:
+    kernel = compiled_int(kind, 0, target, by_row=True)
+    kernel.require_opcode(opcode)
+    kernel.require_clean()
+    gate_loop(kernel, opcode, budget)
 
 
 @pytest.mark.parametrize("target", [SM_75, SM_80], ids=lambda target: target.arch)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.compiler.programs import canonical
 from tests.compiler.test_zoo import DYNAMIC, eager, inputs, relative, wide
+from tests.cuda.host_kernels import machine
 from tests.cuda.host_runner import PlanRunner
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from svdqc.compiler.ir.program import Program
 from svdqc.compiler.passes.linear_groups import linear_groups
 from svdqc.compiler.passes.select_layers import quantized_groups
 from svdqc.compiler.passes.svdquant import svdquant
-from svdqc.compiler.quantize.recipe import Precision, Recipe
+from svdqc.compiler.quantize.recipe import Recipe
 from svdqc.compiler.targets.cuda import SM_75, SM_80, SM_90A, SM_100A, SM_120A, CudaTarget
 from svdqc.frontends.spec import walk
 
@@ -28,6 +29,7 @@ TARGETS = {"flux": SM_90A, "pixart": SM_80, "dit": SM_75, "unet": SM_80}
 
 
 def runner(program: Program, target: CudaTarget) -> PlanRunner:
+    target = machine(target)
     fusion = plan_regions(program, target)
     return PlanRunner(program, lower(program, fusion, backend=backend_of(target)))
 
@@ -54,18 +56,19 @@ def test_float32_at_smallest_and_largest(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "precision", "target"),
+    ("name", "sizes", "precision", "target"),
     [
-        ("flux", "int4", SM_80),
-        ("unet", "int4", SM_80),
-        ("dit", "nvfp4", SM_120A),
-        ("dit", "nvfp4", SM_100A),
+        ("flux", {}, "int4", SM_80),
+        ("unet", {}, "int4", SM_80),
+        # 4 times 16 tokens: rows enough for warpgroups.
+        ("dit", {"batch": 4, "height": 8, "width": 8}, "fp8", SM_90A),
+        ("dit", {}, "nvfp4", SM_120A),
+        ("dit", {}, "nvfp4", SM_100A),
     ],
-    ids=lambda value: value.arch if isinstance(value, CudaTarget) else value,
 )
-def test_4_bits(name: str, precision: Precision, target: CudaTarget) -> None:
+def test_quantized(name: str, sizes: dict[str, int], precision: str, target: CudaTarget) -> None:
     """As the reference computes it, in every order of the threads."""
-    model, given = wide(name), inputs(name)
+    model, given = wide(name), inputs(name, **sizes)
     recipe = Recipe(precision=precision, rank=16, modulation="keep")
     found = canonical(model, given, precision=precision, rank=16, modulation="keep")
     groups = quantized_groups(found.decisions, linear_groups(found.program))

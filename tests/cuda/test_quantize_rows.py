@@ -17,6 +17,7 @@ from svdqc.compiler.driver.variants import backend_of
 from svdqc.compiler.passes.fuse import GPU_TRAITS, fuse
 from svdqc.compiler.passes.materialize import materialize
 from svdqc.compiler.quantize.ops import linear_s4, quantize_s4
+from svdqc.compiler.quantize.ops_formats import linear_coded, quantize
 from svdqc.compiler.quantize.ranges import ActivationFormat
 from svdqc.compiler.quantize.reference import quantize_activation
 from svdqc.compiler.targets.cuda import SM_80
@@ -95,6 +96,38 @@ def test_quantize_rows(case: Case) -> None:
         if case.rank:
             assert bool(((found[1] - low).abs() <= bound).all())
             assert float(bound.max()) < 0.1 * float(low.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("encoding", "rows", "k", "rotate"),
+    [("int", 19, 320, True), ("e4m3", 5, 208, False), ("e4m3", 19, 320, True)],
+)
+def test_quantize_rows__8_bits(encoding: str, rows: int, k: int, rotate: bool) -> None:
+    """A scale a row: codes times scales, bit for bit, by a linear whose weight is the unit matrix."""
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, k, generator=generator) * torch.logspace(-3, 3, rows)[:, None]
+    x[0] = 0.0  # a row whose scale is 0
+    inv_smooth, down = torch.rand(k, generator=generator) + 0.5, torch.zeros(0, k)
+    range_name = {"int": "symmetric", "e4m3": "absmax"}[encoding]
+    precision = {"int": "int8", "e4m3": "fp8"}[encoding]
+    attributes = (k, range_name, rotate, 0.125, encoding, 1.0)
+    codes, scale, _ = quantize(x, inv_smooth, down, *attributes)
+    one = torch.tensor(1.0).to(torch.float8_e4m3fn).view(torch.uint8)
+    unit = torch.eye(k).to(torch.uint8) * one if encoding == "e4m3" else torch.eye(k).to(torch.int8)
+    b = ProgramBuilder()
+    given = (b.weight("inv_smooth", inv_smooth), b.weight("down", down))
+    coded = b.call(quantize, b.input(x), *given, *attributes)
+    items = [b.call(operator.getitem, coded, i) for i in range(3)]
+    weights = {"codes": unit, "scale": torch.ones(k, 1).bfloat16(), "up": torch.zeros(k, 0)}
+    nodes = [b.weight(name, tensor) for name, tensor in weights.items()]
+    program = b.finish(b.call(linear_coded, *items, *nodes, None, precision, 1.0))
+    materialize(program)
+    lowered = lower(program, fuse(program, GPU_TRAITS), backend=backend_of(SM_80))
+    values = codes.view(torch.float8_e4m3fn).float() if encoding == "e4m3" else codes.float()
+    assert values.unique().numel() > 100
+    run = PlanRunner(program, lowered)
+    for schedule in (0, 1):
+        assert torch.equal(run(b.inputs, schedule)["0"], values * scale)
 
 
 def _linear(

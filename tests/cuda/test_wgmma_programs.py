@@ -1,14 +1,18 @@
-"""int8 linears on Hopper's warpgroups as the compiler prints them, against the reference ops, on the host back end."""
+"""Linears with 8-bit activations as the compiler prints them, on Hopper's warpgroups and elsewhere, against the
+reference ops, on the host back end."""
 
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from tests.compiler.programs import ProgramBuilder
+from tests.cuda.host_kernels import e4m3_rounding, machine
 from tests.cuda.host_runner import PlanRunner
 from torch import Tensor
+from torch.fx import Node
 
 from svdqc.compiler.codegen.cuda.backend import CudaBackend
 from svdqc.compiler.codegen.cuda.blocks.linear_wgmma import FEWEST_ROWS
@@ -16,58 +20,120 @@ from svdqc.compiler.codegen.lower import lower
 from svdqc.compiler.passes.fuse import GPU_TRAITS, fuse
 from svdqc.compiler.passes.materialize import materialize
 from svdqc.compiler.quantize.ops_formats import linear_coded, quantize
-from svdqc.compiler.targets.cuda import SM_80, SM_90A, CudaTarget
+from svdqc.compiler.targets.cuda import SM_80, SM_89, SM_90A, SM_100A, CudaTarget
 
 SEED = 23
 aten = torch.ops.aten
+RANGES = {"int8": ("symmetric", "int"), "fp8": ("absmax", "e4m3"), "w4a8": ("symmetric", "int")}
 
 
-def _int8_linear(
-    m: int, n: int, k: int, rank: int, rotate: bool = False, target: CudaTarget = SM_90A
-) -> tuple[Tensor, Tensor]:
-    """An int8 linear with GELU behind it; what the kernels give, and the reference ops."""
-    made = torch.Generator().manual_seed(SEED)
-    x = torch.randn(m, k, generator=made)
-    tensors = {
-        "inv_smooth": torch.rand(k, generator=made) + 0.5,
-        "down": (torch.randn(rank, k, generator=made) / k**0.5).bfloat16(),
-        "w_codes": torch.randint(-127, 128, (n, k), generator=made, dtype=torch.int8),
-        "w_scale": (0.01 * torch.rand(n, 1, generator=made)).bfloat16(),
-        "up": torch.randn(n, rank, generator=made).bfloat16(),
-        "bias": torch.randn(n, generator=made),
-    }
-    quantized = ("symmetric", rotate, 0.0, "int", 1.0)
-    b = ProgramBuilder()
-    node = {name: b.weight(name, value) for name, value in tensors.items()}
-    coded = b.call(quantize, b.input(x), node["inv_smooth"], node["down"], k, *quantized)
-    parts = [b.call(operator.getitem, coded, i) for i in range(3)]
-    weights = [node[name] for name in ("w_codes", "w_scale", "up", "bias")]
-    y = b.call(linear_coded, *parts, *weights, "int8", 1.0)
-    program = b.finish(b.call(aten.gelu.default, y, approximate="tanh"))
-    materialize(program)
-    lowered = lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(target))
-    on_warpgroups = any("gemm_wgmma.h" in source for source in lowered.kernels.values())
-    assert on_warpgroups == (target is SM_90A and m >= FEWEST_ROWS)
-    given = quantize(x, tensors["inv_smooth"], tensors["down"], k, *quantized)
-    of_layer = [tensors[name] for name in ("w_codes", "w_scale", "up", "bias")]
-    want = torch.nn.functional.gelu(
-        linear_coded(*given, *of_layer, "int8", 1.0), approximate="tanh"
-    )
-    return PlanRunner(program, lowered)(b.inputs)["0"], want
+@dataclass(frozen=True)
+class Case:
+    precision: str
+    m: int
+    n: int
+    k: int
+    rank: int = 16
+    rotate: bool = False
+    group: int = 64  # of w4a8
+    bias: bool = True
+
+
+class Linear:
+    """One coded linear with GELU behind it: its operands, and what the reference ops give."""
+
+    def __init__(self, case: Case, number: int) -> None:
+        made = torch.Generator().manual_seed(SEED + number)
+        m, n, k, rank = case.m, case.n, case.k, case.rank
+        self.case, self.number = case, number
+        self.x = torch.randn(m, k, generator=made)
+        codes = torch.randint(-127, 128, (n, k), generator=made, dtype=torch.int8)
+        if case.precision == "w4a8":
+            codes = codes >> 4
+        if case.precision == "fp8":
+            codes = codes.to(torch.float8_e4m3fn).view(torch.uint8)
+        groups = k // case.group if case.precision == "w4a8" else 1
+        range_name, encoding = RANGES[case.precision]
+        self.attributes = (k, range_name, case.rotate, 0.0, encoding, 1.0)
+        self.tensors = {
+            "inv_smooth": torch.rand(k, generator=made) + 0.5,
+            "down": (torch.randn(rank, k, generator=made) / k**0.5).bfloat16(),
+            "w_codes": codes,
+            "w_scale": (0.01 * torch.rand(n, groups, generator=made)).bfloat16(),
+            "up": torch.randn(n, rank, generator=made).bfloat16(),
+        }
+        if case.bias:
+            self.tensors["bias"] = torch.randn(n, generator=made)
+
+    def build(self, b: ProgramBuilder) -> Node:
+        node = {name: b.weight(f"{name}{self.number}", t) for name, t in self.tensors.items()}
+        given = (b.input(self.x), node["inv_smooth"], node["down"])
+        coded = b.call(quantize, *given, *self.attributes)
+        parts = [b.call(operator.getitem, coded, i) for i in range(3)]
+        weights = [node.get(name) for name in ("w_codes", "w_scale", "up", "bias")]
+        y = b.call(linear_coded, *parts, *weights, self.case.precision, 1.0)
+        return b.call(aten.gelu.default, y, approximate="tanh")
+
+    def wanted(self) -> Tensor:
+        t = self.tensors
+        given = quantize(self.x, t["inv_smooth"], t["down"], *self.attributes)
+        of_layer = (t["w_codes"], t["w_scale"], t["up"], t.get("bias"))
+        y = linear_coded(*given, *of_layer, self.case.precision, 1.0)
+        return torch.nn.functional.gelu(y, approximate="tanh")
+
+
+TWO_SMS = replace(SM_90A, num_sms=2)
+"""So that a CTA computes several tiles."""
+ON_WARPGROUPS = [
+    Case("int8", FEWEST_ROWS, 40, 192),
+    Case("int8", 200, 136, 256, rank=0, rotate=True),
+    Case("fp8", FEWEST_ROWS, 40, 208, bias=False),
+    Case("fp8", 200, 136, 256, rank=32, rotate=True),
+    Case("w4a8", FEWEST_ROWS, 40, 192),
+    Case("w4a8", 200, 136, 256, rank=0, group=128, rotate=True),
+    Case("w4a8", 130, 129, 160, group=32, bias=False),
+]
+ELSEWHERE = [
+    Case("int8", 70, 72, 128, rotate=True),
+    Case("fp8", 70, 72, 144, rank=24, bias=False),
+    Case("fp8", 20, 40, 128, rank=0),
+    Case("w4a8", 20, 40, 128),
+]
 
 
 @pytest.mark.parametrize(
-    ("m", "n", "k", "rank", "rotate", "target"),
+    ("cases", "target", "header"),
     [
-        (64, 40, 192, 16, False, SM_90A),
-        (200, 136, 256, 0, True, SM_90A),
-        (20, 40, 80, 16, False, SM_90A),
-        (70, 72, 128, 16, True, SM_80),
+        (ON_WARPGROUPS, TWO_SMS, "gemm_wgmma.h"),
+        ([Case(p, FEWEST_ROWS - 1, 40, 128) for p in RANGES], SM_90A, "gemm_int.h"),
+        (ELSEWHERE, SM_80, "gemm_int.h"),
+        (ELSEWHERE[1:3], SM_89, "svdq::E4m3,"),
+        (ELSEWHERE[1:3], SM_100A, "svdq::E4m3Halves,"),
     ],
+    ids=["sm_90a", "sm_90a_few_rows", "sm_80", "sm_89", "sm_100a"],
 )
-def test_linear_int8__with_epilogue(
-    m: int, n: int, k: int, rank: int, rotate: bool, target: CudaTarget
-) -> None:
-    got, want = _int8_linear(m, n, k, rank, rotate, target)
-    # Equal codes: one that flipped would move a result by 1e-3 of the largest.
-    assert (got - want).abs().max() < 2e-5 * want.abs().max()
+def test_linear_coded__with_epilogue(cases: list[Case], target: CudaTarget, header: str) -> None:
+    if machine(target).arch != target.arch:
+        pytest.skip(f"this GPU is no {target.arch}")
+    linears = [Linear(case, i) for i, case in enumerate(cases)]
+    b = ProgramBuilder()
+    program = b.finish(*[linear.build(b) for linear in linears])
+    materialize(program)
+    lowered = lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(target))
+    products = [source for source in lowered.kernels.values() if "gemm_memory" in source]
+    assert len(products) >= len(cases)
+    assert all(header in source for source in products)
+    if target is TWO_SMS:
+        assert all(
+            launch.num_tasks.const <= 2
+            for launch in lowered.plan.launches
+            if "gemm" in lowered.plan.kernels[launch.kernel].name
+        )
+    results = PlanRunner(program, lowered)(b.inputs)
+    for i, linear in enumerate(linears):
+        got, want = results[str(i)], linear.wanted()
+        # Equal codes: one that flipped would move a result by 1e-3 of the largest.
+        rounding = 2e-5
+        if linear.case.precision == "fp8":
+            rounding += e4m3_rounding(linear.case.k)
+        assert (got - want).abs().max() < rounding * want.abs().max(), linear.case

@@ -1,7 +1,8 @@
-"""4-bit linears at the shapes of FLUX.1-dev beside cuBLAS through PyTorch, in turn, in the same process.
+"""Quantized linears at the shapes of FLUX.1-dev beside cuBLAS through PyTorch, in turn, in the same process.
 
-Rank 32 and bias are in the products. Times are of launches, between events; the median of runs. Correctness first: a
-sample of rows against the definition, in float64.
+int4 at every shape; fp8 where the GPU has tensor cores for it, beside cuBLASLt's (torch._scaled_mm); int8 and w4a8 at
+one. Rank 32 and bias are in the products. Times are of launches, between events; the median of runs. Correctness
+first: a sample of rows against the reference ops.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ ROWS = 4608  # tokens of 1024 x 1024 pixels and of the text
 SHAPES = ((9216, 3072), (3072, 3072), (12288, 3072), (3072, 12288))  # N, K
 SMALL_ROWS = (1, 16)
 RANK, GROUP = 32, 64
+LARGEST_ERROR = {"int4": 1e-3, "int8": 1e-3, "w4a8": 1e-3, "fp8": 4e-3}
+"""Of a result as a whole. Tensor cores keep some 14 bits of sums of E4M3, 128 k at a time: 8 * 2^-13 of the sum of
+their magnitudes, a few times what random signs leave of it; but errors have random signs, too."""
 RUNS, WARMUP = 15, 3
 SECONDS_PER_SHAPE = 45.0
 
@@ -31,30 +35,40 @@ def measure(step: Any, deadline: float) -> None:
         return
     torch.backends.cuda.matmul.allow_tf32 = False
     wrong = 0
-    cases = [(ROWS, n, k) for n, k in SHAPES] + [(m, *SHAPES[0]) for m in SMALL_ROWS]
-    for m, n, k in cases:
+    for precision, m, n, k in _cases():
         if time.monotonic() + SECONDS_PER_SHAPE > deadline:
             step.note = "stopped: no time left"
             break
-        row: dict[str, Any] = {"M": m, "N": n, "K": k}
+        row: dict[str, Any] = {"precision": precision, "M": m, "N": n, "K": k}
         try:
-            _measure_one(row, m, n, k)
+            _measure_one(row, precision, m, n, k)
         except Exception as error:  # the other shapes are measured all the same
             row["why"] = f"{type(error).__name__}: {error}".split("\n")[0][:200]
             wrong += 1
         step.rows.append(row)
         print("  " + ", ".join(f"{k}={v}" for k, v in row.items()), flush=True)
-    wrong += sum(row.get("error", 0.0) > 1e-3 for row in step.rows)
+    wrong += sum(row.get("error", 0.0) > LARGEST_ERROR[row["precision"]] for row in step.rows)
     step.state = "failed" if wrong else "passed" if step.rows else "skipped"
 
 
-def _measure_one(row: dict[str, Any], m: int, n: int, k: int) -> None:
+def _cases() -> list[tuple[str, int, int, int]]:
+    """Precision, rows, columns, depth; what matters most first."""
+    from tests.gpu.device_kernels import OnGpu
+
+    has_fp8 = {"e4m3", "wgmma_e4m3"} & OnGpu.get().target.tensor_ops
+    cases = [("int4", ROWS, n, k) for n, k in SHAPES]
+    cases += [("fp8", ROWS, n, k) for n, k in SHAPES if has_fp8]
+    cases += [("int4", m, *SHAPES[0]) for m in SMALL_ROWS]
+    return cases + [(precision, ROWS, *SHAPES[0]) for precision in ("int8", "w4a8")]
+
+
+def _measure_one(row: dict[str, Any], precision: str, m: int, n: int, k: int) -> None:
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        model, weights = linear_s4_artifact(Path(folder) / "linear.svdq", m, n, k)
+        model, weights = linear_artifact(Path(folder) / "linear.svdq", precision, m, n, k)
         x = torch.randn(m, k, device="cuda")
-        row["error"] = _error(model(x=x)[0], x, weights)
+        row["error"] = _error(model(x=x)[0], x, precision, weights)
         launches = _launch_times(model, x)
         model.close()
     row["ours_us"] = sum(launches.values())
@@ -72,8 +86,42 @@ def _measure_one(row: dict[str, Any], m: int, n: int, k: int) -> None:
     row["TOPs"] = 2e-6 * m * n * k / row["product_us"]
 
 
-def linear_s4_artifact(path: Path, m: int, n: int, k: int) -> tuple[Any, dict[str, Any]]:
-    """(loaded model x [m, k] f32 → y [m, n] f32, its weights): quantize, 4-bit product, branch of rank 32, bias."""
+def _weights(precision: str, n: int, k: int) -> dict[str, Any]:
+    """Random operands of one linear beside its input."""
+    import torch
+
+    made = torch.Generator().manual_seed(n + k)
+    low, high = (-8, 8) if precision in ("int4", "w4a8") else (-127, 128)
+    codes = torch.randint(low, high, (n, k), generator=made, dtype=torch.int8)
+    if precision == "fp8":
+        codes = codes.to(torch.float8_e4m3fn).view(torch.uint8)
+    groups = k // GROUP if precision in ("int4", "w4a8") else 1
+    return {
+        "inv_smooth": torch.rand(k, generator=made) + 0.5,
+        "down": (torch.randn(RANK, k, generator=made) / k**0.5).bfloat16(),
+        "up": (torch.randn(n, RANK, generator=made) / RANK**0.5).bfloat16(),
+        "w_codes": codes,
+        "w_scale": (0.02 * torch.rand(n, groups, generator=made)).bfloat16(),
+        "bias": torch.randn(n, generator=made),
+    }
+
+
+def _ops(precision: str, k: int) -> tuple[Any, tuple[Any, ...], Any, tuple[Any, ...]]:
+    """The quantization and the product of a linear, each with its attributes."""
+    from svdqc.compiler.quantize import ops, ops_formats
+
+    if precision == "int4":
+        return ops.quantize_s4, (GROUP, "signed8", False, 0.0), ops.linear_s4, ()
+    kind = (
+        ("absmax", False, 0.0, "e4m3") if precision == "fp8" else ("symmetric", False, 0.0, "int")
+    )
+    return ops_formats.quantize, (k, *kind, 1.0), ops_formats.linear_coded, (precision, 1.0)
+
+
+def linear_artifact(
+    path: Path, precision: str, m: int, n: int, k: int
+) -> tuple[Any, dict[str, Any]]:
+    """(loaded model x [m, k] f32 → y [m, n] f32, its weights): quantize, product, branch of rank 32, bias."""
     import operator
 
     import torch
@@ -88,28 +136,18 @@ def linear_s4_artifact(path: Path, m: int, n: int, k: int) -> tuple[Any, dict[st
     from svdqc.compiler.codegen.scalar import DTYPE_NAMES
     from svdqc.compiler.passes.fuse import GPU_TRAITS, fuse
     from svdqc.compiler.passes.materialize import materialize
-    from svdqc.compiler.quantize.ops import linear_s4, quantize_s4
     from svdqc.compiler.targets.cuda_build import build_cuda
     from svdqc.compiler.targets.layouts import pack
 
-    target = OnGpu.get().target
-    made = torch.Generator().manual_seed(n + k)
-    weights = {
-        "inv_smooth": torch.rand(k, generator=made) + 0.5,
-        "down": (torch.randn(RANK, k, generator=made) / k**0.5).bfloat16(),
-        "up": (torch.randn(n, RANK, generator=made) / RANK**0.5).bfloat16(),
-        "w_codes": torch.randint(-8, 8, (n, k), generator=made, dtype=torch.int8),
-        "w_scale": (0.02 * torch.rand(n, k // GROUP, generator=made)).bfloat16(),
-        "bias": torch.randn(n, generator=made),
-    }
+    target, weights = OnGpu.get().target, _weights(precision, n, k)
+    quantize, of_input, linear, of_product = _ops(precision, k)
     b = ProgramBuilder()
     x_node = b.input(torch.zeros(m, k))
     nodes = {name: b.weight(name, value) for name, value in weights.items()}
-    coded = b.call(
-        quantize_s4, x_node, nodes["inv_smooth"], nodes["down"], GROUP, "signed8", False, 0.0
-    )
+    coded = b.call(quantize, x_node, nodes["inv_smooth"], nodes["down"], *of_input)
     parts = [b.call(operator.getitem, coded, i) for i in range(3)]
-    y = b.call(linear_s4, *parts, nodes["w_codes"], nodes["w_scale"], nodes["up"], nodes["bias"])
+    of_layer = [nodes[name] for name in ("w_codes", "w_scale", "up", "bias")]
+    y = b.call(linear, *parts, *of_layer, *of_product)
     program = b.finish(y)
     materialize(program)
     lowered = lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(target))
@@ -154,26 +192,16 @@ class _Renamed:
         self.model.close()
 
 
-def _error(y: Any, x: Any, weights: dict[str, Any]) -> float:
-    """Relative error of some rows against the definition (DESIGN: w4a4) in float64."""
+def _error(y: Any, x: Any, precision: str, weights: dict[str, Any]) -> float:
+    """Relative error of some rows against the reference ops, on the CPU."""
     import torch
-
-    from svdqc.compiler.quantize.ranges import ActivationFormat
-    from svdqc.compiler.quantize.reference import quantize_activation
 
     rows = torch.linspace(0, len(x) - 1, min(8, len(x))).long()
     part = x[rows.to(x.device)].cpu()
-    codes, scale, low = quantize_activation(
-        part,
-        weights["inv_smooth"],
-        weights["down"],
-        ActivationFormat(group_size=GROUP, range="signed8"),
-    )
-    real = (codes.double().reshape(len(rows), -1, GROUP) * scale.double()[:, :, None]).reshape(
-        len(rows), -1
-    )
-    w = weights["w_codes"].double() * weights["w_scale"].double().repeat_interleave(GROUP, 1)
-    wanted = real @ w.T + low.double() @ weights["up"].double().T + weights["bias"].double()
+    quantize, of_input, linear, of_product = _ops(precision, part.shape[1])
+    coded = quantize(part, weights["inv_smooth"], weights["down"], *of_input)
+    of_layer = (weights[name] for name in ("w_codes", "w_scale", "up", "bias"))
+    wanted = linear(*coded, *of_layer, *of_product).double()
     found = y[rows.to(y.device)].cpu().double()
     return float(torch.linalg.vector_norm(found - wanted) / torch.linalg.vector_norm(wanted))
 

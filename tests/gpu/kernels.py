@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = (
     "test_elements.py",
     "test_gemm_int.py",
+    "test_gemm_wgmma.py",
+    "test_wgmma_programs.py",
     "test_gemm_float.py",
     "test_gemm_programs.py",
     "test_attention_mma.py",

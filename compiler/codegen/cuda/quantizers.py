@@ -18,6 +18,8 @@ from svdqc.compiler.quantize.formats import E2M1_RANGES
 HEADERS = {anchors.QUANTIZE_S4: "quantize_s4.h", anchors.QUANTIZE: "quantize_s8.h"}
 """By op; of E2M1 codes: E2M1_HEADER."""
 E2M1_HEADER = "quantize_e2m1.h"
+BY_ROW = {"int": "quantize_s8", "e4m3": "quantize_e4m3"}
+"""svdq::quantize with a scale a row, by encoding."""
 
 
 PART = 1024
@@ -71,8 +73,8 @@ def quantizer(node: Node, in_features: int, threads: int, params: Params) -> Row
             f", {in_features}, {exponent(float(operands(node)[8]), params)}",
         )
     if str(node.target) == anchors.QUANTIZE:
-        assert operands(node)[7] == "int", "8-bit integer codes"
-        return RowCoder(f"quantize_s8<{rotate}, {threads}>", 1, in_features, in_features, 1)
+        function = f"{BY_ROW[str(operands(node)[7])]}<{rotate}, {threads}>"
+        return RowCoder(function, 1, in_features, in_features, 1)
     kind = RANGES[str(range_name)]
     per_byte = 1 if kind == "Symmetric127" else 2
     function = f"quantize_s4<{group}, svdq::ActRange::{kind}, {rotate}, {threads}>"

@@ -181,6 +181,35 @@ class Nvfp4:
 
 
 @dataclass(frozen=True)
+class Numbers(Coded):
+    """Products of E4M3 numbers by svdq::IntGemm; halves: on 16-bit tensor cores, where others know no E4M3."""
+
+    x_bits: int = 8
+    w_bits: int = 8
+    group: int = 0
+    native_s4: bool = False
+    halves: bool = False
+
+    def fits(self, tile: Tile, target: CudaTarget) -> bool:
+        """Widened to halves, the left operand takes the registers of twice as many sums."""
+        return super().fits(tile, target) and tile.sums <= MOST_SUMS // (2 if self.halves else 1)
+
+    def clocks(self, tile: Tile, target: CudaTarget) -> float:
+        """For 64 k. Multiply-adds of E4M3 come at the rate of s8."""
+        rates = RATES[target.arch]
+        results = tile.rows * tile.columns
+        products = results / (16 * 8) * (4 if self.halves else 2)
+        words = 2 * (tile.rows * tile.warps_n + tile.columns * tile.warps_m) / 4
+        promoted = results / 32 / 2  # every 128 k
+        issued = 1.5 * products + promoted + (7 * words if self.halves else words)
+        return max(
+            results * 64 / (rates.half if self.halves else rates.s8),
+            issued / ISSUE,
+            64 * (tile.rows + tile.columns) / rates.cache_bytes,
+        )
+
+
+@dataclass(frozen=True)
 class Floats:
     """Products of f32 activations with float weights by svdq::FloatGemm. products: 16-bit ones for each."""
 

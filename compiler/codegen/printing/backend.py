@@ -15,11 +15,15 @@ from svdqc.compiler.ir.intexpr import IntExpr
 
 @dataclass(frozen=True)
 class Block:
-    """Rows per task; columns per task where the anchor is split along them, else 0; a GPU block's threads, else 0."""
+    """Rows per task; columns per task where the anchor is split along them, else 0; a GPU block's threads, else 0.
+
+    helpers: threads beside them, which feed the anchor and compute no statements.
+    """
 
     rows: int
     columns: int = 0
     threads: int = 0
+    helpers: int = 0
 
 
 @dataclass

@@ -22,12 +22,19 @@ SVDQ_INLINE void run(const svdq::KernelArgs<8, 5>& args) {
              svdq::min_i64(Tile::BM, m - row), args.buffers[2],
              static_cast<const uint16_t*>(args.buffers[3]), column, n, k});
   const float* const bias = static_cast<const float*>(args.buffers[4]);
-  gemm.start(bias == nullptr ? 0 : n - column,
-             [&](int64_t c) SVDQ_LAMBDA { return bias[column + c]; });
+  const auto of_column = [&](int64_t c) SVDQ_LAMBDA { return bias[column + c]; };
+  const int64_t with_bias = bias == nullptr ? 0 : n - column;
+  if constexpr (Gemm::kPromotes) {
+    gemm.start();
+    gemm.multiply();
+    gemm.add(with_bias, of_column);
+  } else {
+    gemm.start(with_bias, of_column);
+  }
   svdq::add_low_rank<svdq::MATH<svdq::Stored::BF16>, svdq::Stored::BF16>(
       gemm, static_cast<const float*>(args.buffers[5]) + row * rank, m - row, rank, args.buffers[6],
       column, n);
-  gemm.multiply();
+  if constexpr (!Gemm::kPromotes) gemm.multiply();
   float* const tile = reinterpret_cast<float*>(svdq::shared_memory());
   float* const out = static_cast<float*>(args.buffers[7]);
   SVDQ_NO_UNROLL

@@ -1,38 +1,60 @@
-// Products of int8 codes by warpgroups: what tests/cuda/test_gemm_wgmma.py runs.
+// Products of coded operands by warpgroups, one kernel per kind of code: what
+// tests/cuda/test_gemm_wgmma.py runs. The test defines KERNELS(X) before this text; X(name,
+// stages, codes).
 #include "svdq_cuda/gemm_low_rank.h"
 #include "svdq_cuda/gemm_wgmma.h"
 #include "svdq_cuda/kernel.h"
 
-using Tile = svdq::GemmTile<128, 128, 8, 1, 5, 1>;
-using Gemm = svdq::WgmmaGemm<Tile>;
-
 // buffers: x codes, x scale, w codes, w scale, low, up, bias, out; scalars: rows, columns, k, rank,
-// row stride of out.
-SVDQ_CUDA_KERNEL(gemm_wgmma, Gemm::kThreads, 1, Gemm::kSharedBytes, 8, 5) {
+// row stride of out, groups of k with a weight scale.
+template <class Gemm>
+SVDQ_INLINE void run(const svdq::KernelArgs<8, 6>& args) {
+  using Tile = typename Gemm::Tile;
   const int64_t m = args.scalars[0], n = args.scalars[1], k = args.scalars[2];
   const int64_t rank = args.scalars[3], ldo = args.scalars[4];
-  const uint32_t column_tiles = static_cast<uint32_t>(svdq::ceil_div(n, Tile::BN));
-  const int64_t row = svdq::cta_id() / column_tiles * Tile::BM;
-  const int64_t column = svdq::cta_id() % column_tiles * Tile::BN;
-  const int64_t rows = svdq::min_i64(Tile::BM, m - row);
-  const svdq::WgmmaX x{static_cast<const int8_t*>(args.buffers[0]) + row * k,
-                       static_cast<const float*>(args.buffers[1]) + row, rows, k};
-  const svdq::WgmmaW w{static_cast<const int8_t*>(args.buffers[2]),
-                       static_cast<const uint16_t*>(args.buffers[3]) + column, column};
-  const float* const bias = static_cast<const float*>(args.buffers[6]) + column;
+  const svdq::WgmmaX x{args.buffers[0], static_cast<const float*>(args.buffers[1]), m, k};
+  const svdq::WgmmaW w{args.buffers[2], static_cast<const uint16_t*>(args.buffers[3]), n,
+                       args.scalars[5]};
+  const float* const bias = static_cast<const float*>(args.buffers[6]);
+  const svdq::TileOrder order(static_cast<uint32_t>(svdq::ceil_div(m, Tile::BM)),
+                              static_cast<uint32_t>(svdq::ceil_div(n, Tile::BN)));
   Gemm gemm(svdq::shared_memory());
-  gemm.multiply(x, w);
-  gemm.scale(x, w, n - column, [&](int64_t c) SVDQ_LAMBDA { return bias[c]; });
-  if (rank > 0 && gemm.multiplies()) {
-    svdq::add_low_rank<svdq::Bf16Math<svdq::Stored::BF16>, svdq::Stored::BF16>(
-        gemm, static_cast<const float*>(args.buffers[4]) + row * rank, rows, rank, args.buffers[5],
-        column, n);
+  gemm.begin();
+  if (!gemm.multiplies()) {
+    gemm.feed(x, w, order);
+    return;
   }
-  float* const tile = reinterpret_cast<float*>(svdq::shared_memory());
-  gemm.store_slab(0, tile);
-  float* const out = static_cast<float*>(args.buffers[7]) + row * ldo + column;
-  for (int64_t i = svdq::thread_id(); i < rows * Tile::BN; i += Gemm::kThreads) {
-    const int64_t r = i / Tile::BN, c = i % Tile::BN;
-    if (column + c < n) out[r * ldo + c] = tile[r * Tile::kLd + c];
+  gemm.take();
+  SVDQ_NO_UNROLL
+  for (uint32_t number = svdq::cta_id(); number < order.tiles; number += svdq::num_ctas()) {
+    const svdq::TilePlace place = order.place<Tile>(number);
+    gemm.multiply(k);
+    gemm.scale(x, w, place, [&](int64_t c) SVDQ_LAMBDA { return bias[c]; });
+    if (rank > 0) {
+      svdq::add_low_rank<svdq::Bf16Math<svdq::Stored::BF16>, svdq::Stored::BF16>(
+          gemm, static_cast<const float*>(args.buffers[4]) + place.row * rank, m - place.row, rank,
+          args.buffers[5], place.column, n);
+    }
+    SVDQ_NO_UNROLL
+    for (int slab = 0; slab < Gemm::kSlabs; ++slab) {
+      const int64_t row = place.row + slab * Gemm::kSlabRows;
+      const int64_t rows = svdq::min_i64(Gemm::kSlabRows, m - row);
+      if (rows <= 0) break;
+      gemm.store_slab(slab, gemm.tile());
+      for (int64_t i = svdq::thread_id(); i < rows * Tile::BN; i += Gemm::kConsumers) {
+        const int64_t r = i / Tile::BN, c = i % Tile::BN, column = place.column + c;
+        if (column < n) {
+          static_cast<float*>(args.buffers[7])[(row + r) * ldo + column] =
+              gemm.tile()[r * Tile::kLd + c];
+        }
+      }
+    }
   }
 }
+
+#define TEST_KERNEL(name, stages, codes)                                                       \
+  using name##_gemm = svdq::WgmmaGemm<svdq::GemmTile<128, 128, 8, 1, stages, 1>, svdq::codes>; \
+  SVDQ_CUDA_KERNEL(name, name##_gemm::kThreads, 1, name##_gemm::kSharedBytes, 8, 6) {          \
+    run<name##_gemm>(args);                                                                    \
+  }
+KERNELS(TEST_KERNEL)

@@ -1,8 +1,9 @@
-"""A linear with 8-bit activations, one scale a row, and 8- or 4-bit weights: `cuda/gemm_int.cu.j2`."""
+"""A linear with 8-bit activations, one scale a row, and 8- or 4-bit weights: `cuda/gemm_int.cu.j2`, or
+`cuda/gemm_e4m3.cu.j2` where both are E4M3."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from svdqc.compiler.codegen.cuda.blocks.linear_nvfp4 import (
     is_nvfp4,
@@ -16,7 +17,7 @@ from svdqc.compiler.codegen.cuda.blocks.linear_wgmma import (
     runs_on_warpgroups,
 )
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import product_code, tile_block, tile_of
-from svdqc.compiler.codegen.cuda.tiles import Coded
+from svdqc.compiler.codegen.cuda.tiles import Coded, Numbers
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
@@ -33,10 +34,12 @@ class CodedFormat:
     layout: str
     w_bits: int
     grouped: bool
+    template: str = "cuda/gemm_int.cu.j2"
 
 
 FORMATS = {
     "int8": CodedFormat("S8", "s8_mma", 8, False),
+    "fp8": CodedFormat("E4m3", "e4m3_mma", 8, False, "cuda/gemm_e4m3.cu.j2"),
     "w4a8": CodedFormat("S8S4", "s4s8_mma", 4, True),
 }
 """By precision; nvfp4 has blocks of its own (linear_nvfp4.py)."""
@@ -44,14 +47,14 @@ FORMATS = {
 
 def linear_coded_block(program: RowProgram, target: CudaTarget) -> Block:
     if runs_on_warpgroups(program, target):
-        return linear_wgmma_block()
+        return linear_wgmma_block(program)
     if is_nvfp4(program):
         return linear_nvfp4_block(program, target)
-    _, product, (out_features, in_features) = _product(program)
+    _, product, (out_features, in_features) = _product(program, target)
     return tile_block(tile_of(target, program, product, out_features, in_features))
 
 
-def _product(program: RowProgram) -> tuple[CodedFormat, Coded, tuple[int, int]]:
+def _product(program: RowProgram, target: CudaTarget) -> tuple[CodedFormat, Coded, tuple[int, int]]:
     """The format, the product, [out_features, in_features] of the weight."""
     anchor = program.region.anchor
     assert anchor is not None
@@ -60,7 +63,11 @@ def _product(program: RowProgram) -> tuple[CodedFormat, Coded, tuple[int, int]]:
     out_features, in_features = (int(s) for s in w_codes.meta["val"].shape)
     groups = int(w_scale.meta["val"].shape[-1])
     assert int(scale.meta["val"].shape[-1]) == 1, "activations of 8 bits have a scale a row"
-    assert form.grouped or groups == 1, "int8 weights have a scale a channel"
+    assert form.grouped or groups == 1, "8-bit weights have a scale a channel"
+    if form.codes == "E4m3" and "e4m3" in target.tensor_ops:
+        return form, Numbers(), (out_features, in_features)
+    if form.codes == "E4m3":
+        return replace(form, codes="E4m3Halves"), Numbers(halves=True), (out_features, in_features)
     group = in_features // groups if form.grouped else 0
     return form, Coded(8, form.w_bits, group, False), (out_features, in_features)
 
@@ -79,7 +86,7 @@ def linear_coded(
     if is_nvfp4(program):
         return linear_nvfp4(target, program, printer, params)
     codes, scale, low, w_codes, w_scale, lora_up, bias, _, _ = operands(anchor)
-    form, product, (out_features, in_features) = _product(program)
+    form, product, (out_features, in_features) = _product(program, target)
     tile = tile_of(target, program, product, out_features, in_features)
     storages = printer.storages
     of_w = printer.pointer(storages.packed(w_scale, "scale_mma"))
@@ -96,7 +103,7 @@ def linear_coded(
         **low_rank_context(target, printer, low, lora_up),
     }
     return product_code(
-        "cuda/gemm_int.cu.j2",
+        form.template,
         program,
         printer,
         params,

@@ -1,8 +1,8 @@
-"""An int8 linear on Hopper's warpgroups: `cuda/gemm_wgmma.cu.j2`."""
+"""A linear with 8-bit activations on Hopper's warpgroups: `cuda/gemm_wgmma.cu.j2`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import product_code
@@ -11,43 +11,78 @@ from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
+from svdqc.compiler.ir.intexpr import minimum
 from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.targets.cuda import CudaTarget
 
 FEWEST_ROWS = 64
 """Of one warpgroup; with fewer, mma.sync's smaller tiles waste less."""
 CORE_BYTES = 16
-THREADS = 288
-TILE = Tile(128, 128, 8, 1, 5, 1)
-"""svdq::WgmmaGemm's: eight warps of 16 rows, five stages in flight."""
+HELPERS = 128
+"""The third warpgroup."""
 BARRIER_BYTES = 128
+SLAB_ROWS = 64
+
+
+@dataclass(frozen=True)
+class WarpgroupFormat:
+    """codes      svdq's kind of codes (gemm_wgmma_codes.h); "<group>" follows where weights are scaled by group
+    operation  the tensor-core operation it needs
+    w, w_scale layouts of the weight
+    stages     in flight
+    """
+
+    codes: str
+    operation: str
+    w: str
+    w_scale: str = "row_major"
+    stages: int = 5
+
+    @property
+    def tile(self) -> Tile:
+        """svdq::WgmmaGemm's: eight warps of 16 rows."""
+        return Tile(128, 128, 8, 1, self.stages, 1)
+
+
+FORMATS = {
+    "int8": WarpgroupFormat("WgmmaS8", "wgmma_s8", "s8_wgmma"),
+    "fp8": WarpgroupFormat("WgmmaE4m3", "wgmma_e4m3", "e4m3_wgmma"),
+    "w4a8": WarpgroupFormat("WgmmaS8S4", "wgmma_s8", "s4_wgmma", "scale_wgmma", 4),
+}
+"""By precision."""
 
 
 @dataclass(frozen=True)
 class WarpgroupCodes(Coded):
-    """Products of 8-bit codes by svdq::WgmmaGemm."""
+    """Products by svdq::WgmmaGemm."""
 
     header = "gemm_wgmma.h"
 
     def gemm_bytes(self, tile: Tile) -> int:
-        return tile.stages * self.bk * (tile.rows + tile.columns) + BARRIER_BYTES
+        stage = self.bk * (tile.rows + tile.columns)
+        if self.group:  # weights and scales as stored beside those as multiplied
+            stage += tile.columns * (self.bk // 2 + self.bk // self.group * 6)
+        return tile.stages * stage + BARRIER_BYTES + SLAB_ROWS * tile.ld * 4
 
 
 def runs_on_warpgroups(program: RowProgram, target: CudaTarget) -> bool:
-    """Whether the region's linear is one for warpgroups: int8 on both sides, rows enough to fill them."""
+    """Whether the region's linear is one for warpgroups: of a precision they have, rows enough to fill them."""
     anchor = program.region.anchor
     assert anchor is not None
     w_codes, precision = operands(anchor)[3], str(operands(anchor)[7])
     return (
-        "wgmma_s8" in target.tensor_ops
-        and precision == "int8"
+        precision in FORMATS
+        and FORMATS[precision].operation in target.tensor_ops
         and int(w_codes.meta["val"].shape[1]) % CORE_BYTES == 0
         and program.region.layout.num_rows.upper() >= FEWEST_ROWS
     )
 
 
-def linear_wgmma_block() -> Block:
-    return Block(TILE.rows, TILE.columns, THREADS)
+def linear_wgmma_block(program: RowProgram) -> Block:
+    anchor = program.region.anchor
+    assert anchor is not None
+    tile = FORMATS[str(operands(anchor)[7])].tile
+    return Block(tile.rows, tile.columns, tile.threads, helpers=HELPERS)
 
 
 def linear_wgmma(
@@ -58,27 +93,38 @@ def linear_wgmma(
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
-    codes, scale, low, w_codes, w_scale, lora_up, bias, _, _ = operands(anchor)
+    codes, scale, low, w_codes, w_scale, lora_up, bias, precision, _ = operands(anchor)
+    form = FORMATS[str(precision)]
     out_features, in_features = (int(s) for s in w_codes.meta["val"].shape)
+    groups = int(w_scale.meta["val"].shape[-1])
+    by_group = form.w_scale != "row_major"
+    assert by_group or groups == 1, "8-bit weights have a scale a channel"
+    group = in_features // groups if by_group else 0
+    kind = f"{form.codes}<{group}>" if by_group else form.codes
     storages = printer.storages
+    of_w = printer.pointer(
+        storages.packed(w_scale, form.w_scale) if by_group else storages[w_scale]
+    )
     context = {
-        "gemm": "svdq::WgmmaGemm<Tile>",
+        "gemm": f"svdq::WgmmaGemm<Tile, svdq::{kind}>",
         "in_features": in_features,
+        "groups": groups,
         "x_codes": printer.pointer(storages[codes]),
         "x_scale": printer.pointer(storages[scale]),
-        "w": printer.pointer(storages.packed(w_codes, "s8_wgmma")),
-        "w_scale": printer.pointer(storages[w_scale]),
+        "w": printer.pointer(storages.packed(w_codes, form.w)),
+        "w_scale": f"reinterpret_cast<const uint16_t*>({of_w})" if by_group else of_w,
         **low_rank_context(target, printer, low, lora_up),
     }
-    product = WarpgroupCodes(8, 8, 0, False)
-    return product_code(
+    code = product_code(
         "cuda/gemm_wgmma.cu.j2",
         program,
         printer,
         params,
-        TILE,
-        product,
+        form.tile,
+        WarpgroupCodes(8, 4 if by_group else 8, group, False),
         out_features,
         bias,
         context,
     )
+    # A CTA for each multiprocessor, to compute one tile after another.
+    return replace(code, num_tasks=minimum(code.num_tasks, target.num_sms))

@@ -26,6 +26,28 @@ SVDQ_INLINE float e4m3_to_f32(uint8_t x) {
 #endif
 }
 
+// The four E4M3 of a word as f16, over kE4m3HalfUnit: two by two, in an order that is the same for
+// every word. Exact; without the instruction NaN is read as 480.
+#if defined(SVDQ_HAS_E4M3)
+constexpr float kE4m3HalfUnit = 1.0f;
+SVDQ_INLINE uint2 e4m3x4_to_f16x4(uint32_t word) {
+  uint2 halves;
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.rn.f16x2.e4m3x2 %0, low; "
+      "cvt.rn.f16x2.e4m3x2 %1, high; }"
+      : "=r"(halves.x), "=r"(halves.y)
+      : "r"(word));
+  return halves;
+}
+#else
+// An f16 has a bit more of exponent and seven more of mantissa; biases are 15 and 7, so what is
+// shifted into place stands for 2^-8 of the number, below the smallest normal one, too.
+constexpr float kE4m3HalfUnit = 256.0f;
+SVDQ_INLINE uint2 e4m3x4_to_f16x4(uint32_t word) {
+  const uint32_t even = (word << 8 & 0x80008000u) | (word << 7 & 0x3f803f80u);
+  return make_uint2(even, (word & 0x80008000u) | (word >> 1 & 0x3f803f80u));
+}
+#endif
+
 SVDQ_INLINE uint8_t f32_to_e4m3(float x) {
 #if defined(SVDQ_HAS_E4M3)
   uint16_t pair;

@@ -3,18 +3,25 @@
 // 8 x 64 weight codes (kB), turns them into operands, and multiplies.
 //
 //   S4<UNSIGNED>        4-bit codes on 4-bit tensor cores: sm_75, 80, 86, 89
-//   S4Widened<UNSIGNED> the same codes in the same layouts on 8-bit tensor cores, everywhere. A
-//   nibble
-//                       becomes the high half of a byte, so sums are 2^8 times too large (kUnit)
+//   S4Widened<UNSIGNED> the same codes in the same layouts on 8-bit tensor cores, everywhere: a
+//                       nibble becomes the high half of a byte, so sums are 2^8 times too large
+//                       (kUnit)
 //   S8S4                8-bit activation codes, 4-bit weights: sums are 2^4 times too large
 //   S8                  8-bit codes on both sides
+//   E4m3                E4M3 on both sides, on the tensor cores of sm_89 and sm_120a
+//   E4m3Halves          the same in the same layouts on 16-bit tensor cores, everywhere: an f16
+//                       holds every E4M3
+//
+// Sums of E4M3 are floats, and kPromotes: tensor cores add them with some 14 bits, so every 128 k
+// they go to sums in f32.
 //
 // Weight layouts (targets/cuda_layouts.py), blocks of 32 columns by 64 k:
 //   S4, S4Widened  "s4_mma":   [N/32, K/64, 2, 32 lanes, 16 bytes], bytes: b[0], b[1] of mma_s4_k64
 //                              for 8 columns, then for the next 8
 //   S8S4           "s4s8_mma": alike; word h of a column holds k 4 t + (0..3) of 32 k's in its low
 //                              nibbles and 16 + 4 t + (0..3) in the high ones
-//   S8             "s8_mma":   [N/32, K/64, 4, 32 lanes, 16 bytes]: b[0], b[1] of two mma_s8
+//   S8, E4m3,      "s8_mma", "e4m3_mma": [N/32, K/64, 4, 32 lanes, 16 bytes]: b[0], b[1] of two
+//   E4m3Halves     mma_s8
 #ifndef SVDQ_CUDA_GEMM_CODES_H
 #define SVDQ_CUDA_GEMM_CODES_H
 
@@ -24,8 +31,13 @@ namespace svdq {
 
 constexpr uint32_t kHighNibbles = 0xf0f0f0f0u;
 
+struct IntegerSums {
+  using Sum = int32_t;
+  static constexpr bool kPromotes = false;
+};
+
 template <bool UNSIGNED>
-struct S4 {
+struct S4 : IntegerSums {
   static constexpr int kA = 4, kB = 2;                        // words as loaded
   static constexpr int kAOps = 4, kBOps = 2;                  // words as multiplied
   static constexpr int kLargest = UNSIGNED ? 15 * 8 : 8 * 8;  // product, times 1 / kUnit
@@ -52,7 +64,7 @@ struct S4 {
 
 // Kinds whose operands are bytes: two mma_s8 for 64 k.
 template <bool UNSIGNED>
-struct Bytes {
+struct Bytes : IntegerSums {
   static constexpr int kAOps = 8, kBOps = 4;
 
   SVDQ_INLINE void mma_32(int half, int32_t (&d)[4], const uint32_t (&a)[kAOps],
@@ -118,6 +130,64 @@ struct S8 : Bytes<false> {
   SVDQ_INLINE void widen_b(const uint32_t (&raw)[4], uint32_t (&b)[4]) {
     SVDQ_UNROLL
     for (int i = 0; i < 4; ++i) b[i] = raw[i];
+  }
+};
+
+struct FloatSums {
+  using Sum = float;
+  static constexpr bool kPromotes = true;
+  static constexpr int kA = 8, kB = 4, kLargest = 0;
+};
+
+struct E4m3 : FloatSums {
+  static constexpr int kAOps = 8, kBOps = 4;
+  static constexpr float kUnit = 1.0f;
+
+  SVDQ_INLINE void widen_a(const uint32_t (&raw)[8], uint32_t (&a)[8]) { S8::widen_a(raw, a); }
+  SVDQ_INLINE void widen_b(const uint32_t (&raw)[4], uint32_t (&b)[4]) { S8::widen_b(raw, b); }
+  // A template, as most architectures have no mma_e4m3.
+  template <typename F>
+  SVDQ_INLINE void mma_64(F (&d)[4], const uint32_t (&a)[8], const uint32_t (&b)[4],
+                          const F (&)[4]) {
+    SVDQ_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t a_half[4] = {a[4 * half], a[4 * half + 1], a[4 * half + 2], a[4 * half + 3]};
+      const uint32_t b_half[2] = {b[2 * half], b[2 * half + 1]};
+      mma_e4m3(d, a_half, b_half);
+    }
+  }
+};
+
+struct E4m3Halves : FloatSums {
+  static constexpr int kAOps = 16, kBOps = 8;
+  static constexpr float kUnit = kE4m3HalfUnit * kE4m3HalfUnit;
+
+  // A word's two pairs are the two of a row in one operation of 16 k, on both sides: a sum does not
+  // ask in which order its terms stand.
+  SVDQ_INLINE void widen_a(const uint32_t (&raw)[8], uint32_t (&a)[16]) {
+    SVDQ_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      const uint2 pairs = e4m3x4_to_f16x4(raw[i]);
+      a[i / 2 * 4 + i % 2] = pairs.x;
+      a[i / 2 * 4 + i % 2 + 2] = pairs.y;
+    }
+  }
+  SVDQ_INLINE void widen_b(const uint32_t (&raw)[4], uint32_t (&b)[8]) {
+    SVDQ_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const uint2 pairs = e4m3x4_to_f16x4(raw[i]);
+      b[2 * i] = pairs.x;
+      b[2 * i + 1] = pairs.y;
+    }
+  }
+  SVDQ_INLINE void mma_64(float (&d)[4], const uint32_t (&a)[16], const uint32_t (&b)[8],
+                          const float (&)[4]) {
+    SVDQ_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t a_part[4] = {a[4 * i], a[4 * i + 1], a[4 * i + 2], a[4 * i + 3]};
+      const uint32_t b_part[2] = {b[2 * i], b[2 * i + 1]};
+      mma_f16(d, a_part, b_part);
+    }
   }
 };
 

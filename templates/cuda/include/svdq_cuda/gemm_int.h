@@ -23,7 +23,9 @@
 // Groups come in rising order, onto what the sums began with: the bits equal the CPU's.
 //
 // GROUP 0 (with BY_ROW): one scale for a row of either side, and the sums of all of K are integers
-// until the end (K < 2^17 of 8-bit codes): acc = fma(float(sum) * w_scale, x_scale, acc).
+// until the end (K < 2^17 of 8-bit codes): acc = fma(float(sum) * w_scale, x_scale, acc). Codes
+// that promote (E4M3) are summed in acc every stage and scaled there, so it starts from nothing:
+// bias (add) and branch come after multiply.
 #ifndef SVDQ_CUDA_GEMM_INT_H
 #define SVDQ_CUDA_GEMM_INT_H
 
@@ -49,6 +51,7 @@ struct IntGemmOperands {
 template <class Tile, class Codes, int GROUP, int BK, bool BY_ROW = false>
 struct IntGemm : Accumulators<Tile> {
   using Base = Accumulators<Tile>;
+  using Sum = typename Codes::Sum;
   static constexpr int kRowBytes = BK * Codes::kA / 8;  // of x_codes in a stage
   static constexpr int kChunks = kRowBytes / 16;
   static constexpr bool kWhole = GROUP == 0;
@@ -66,7 +69,9 @@ struct IntGemm : Accumulators<Tile> {
                        kStepGroups = kWhole ? 0 : kStep / (kWhole ? 1 : GROUP);
   static constexpr int kLoads = Codes::kB;  // of 16 bytes, for 32 columns by 64 k
   static constexpr int kBlockBytes = kLoads * 512;
-  static_assert(!kWhole || (BY_ROW && Codes::kUnit == 1.0f), "one scale for a row of either side");
+  static constexpr bool kPromotes = Codes::kPromotes;
+  static_assert(!kWhole || BY_ROW, "one scale for a row of either side");
+  static_assert(kWhole || !kPromotes, "floats have one scale for a row of either side");
   static_assert(kWhole || GROUP == 32 || GROUP == 64 || GROUP == 128, "group");
   static_assert(BK % kStep == 0, "steps in a stage");
   static_assert(kRowBytes == 64 || kRowBytes % 128 == 0, "rows are swizzled in 64 or 128 bytes");
@@ -86,8 +91,8 @@ struct IntGemm : Accumulators<Tile> {
   const char* w_scale;
   int64_t row_bytes;
   int rows, k, columns, num_blocks, num_groups, num_tiles;
-  int32_t magic[4];
-  int32_t total[kWhole ? Tile::MT : 1][kWhole ? Tile::NT : 1][4] = {};
+  Sum magic[4];
+  Sum total[kWhole ? Tile::MT : 1][kWhole ? Tile::NT : 1][4] = {};
 
   SVDQ_METHOD explicit IntGemm(char* memory) : shared(memory) {}
 
@@ -136,6 +141,7 @@ struct IntGemm : Accumulators<Tile> {
       for (int step = 0; step < kSteps; ++step) {
         multiply_step(shared + slot * kStageBytes, tile, step, weights);
       }
+      if constexpr (kPromotes) Base::promote(total);
       slot = slot + 1 == Tile::STAGES ? 0 : slot + 1;
       next_slot = next_slot + 1 == Tile::STAGES ? 0 : next_slot + 1;
     }
@@ -264,7 +270,7 @@ struct IntGemm : Accumulators<Tile> {
                                 pair.y * (-kMagic * Codes::kUnit)};
         SVDQ_UNROLL
         for (int i = 0; i < Tile::MT; ++i) {
-          int32_t sum[4];
+          Sum sum[4];
           if constexpr (GROUP == 32) {
             Codes::mma_32(g, sum, a[i][0], b[0], magic);
           } else {
@@ -324,9 +330,10 @@ struct IntGemm : Accumulators<Tile> {
             unpack_bf16x2(column < columns ? load_4(w_scale + at) : uint32_t{0});
         SVDQ_UNROLL
         for (int c = 0; c < 4; ++c) {
-          const float sum = static_cast<float>(total[i][j][c]);
-          Base::acc[i][j][c] = mad(sum * (c % 2 == 0 ? of_column.x : of_column.y), of_row[c / 2],
-                                   Base::acc[i][j][c]);
+          float& acc = Base::acc[i][j][c];
+          const float sum = kPromotes ? acc * Codes::kUnit : static_cast<float>(total[i][j][c]);
+          const float of_both = sum * (c % 2 == 0 ? of_column.x : of_column.y);
+          acc = kPromotes ? of_both * of_row[c / 2] : mad(of_both, of_row[c / 2], acc);
         }
       }
     }

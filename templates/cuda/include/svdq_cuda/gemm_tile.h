@@ -7,9 +7,10 @@
 //     1) * kSlabRows), all columns.
 //
 //   Accumulators<Tile>
-//     start(columns, value)   sets the sums of column c to value(c), such as the bias; 0 from
-//     `columns` store_slab(s, tile)     writes slab s as f32 [kSlabRows, kLd] to shared memory,
-//     between two
+//     start(), start(columns, value)  sums are 0, or those of column c value(c), such as the bias
+//     add(columns, value)     adds it; 0 from `columns`
+//     promote(sums)           adds sums of the same shape, and sets them to 0
+//     store_slab(s, tile)     writes slab s as f32 [kSlabRows, kLd] to shared memory, between two
 //                             barriers of the CTA: what lay there may be overwritten, and on return
 //                             every thread may read. Call for s = 0, 1, ... kSlabs - 1.
 //
@@ -53,7 +54,7 @@ struct Accumulators {
   SVDQ_METHOD int column_of(int j) const { return j * 8 + first_column; }
 
   template <class Value>
-  SVDQ_METHOD void start(int64_t columns, const Value& value) {
+  SVDQ_METHOD void add(int64_t columns, const Value& value) {
     SVDQ_UNROLL
     for (int j = 0; j < kNT; ++j) {
       const int column = column_of(j);
@@ -61,18 +62,35 @@ struct Accumulators {
       const float right = column + 1 < columns ? value(column + 1) : 0.0f;
       SVDQ_UNROLL
       for (int i = 0; i < kMT; ++i) {
-        acc[i][j][0] = acc[i][j][2] = left;
-        acc[i][j][1] = acc[i][j][3] = right;
+        acc[i][j][0] += left;
+        acc[i][j][1] += right;
+        acc[i][j][2] += left;
+        acc[i][j][3] += right;
       }
     }
   }
   SVDQ_METHOD void start() {
+    for_each_sum([](float& sum, int, int, int) SVDQ_LAMBDA { sum = 0.0f; });
+  }
+  template <class Value>
+  SVDQ_METHOD void start(int64_t columns, const Value& value) {
+    start();
+    add(columns, value);
+  }
+  SVDQ_METHOD void promote(float (&sums)[kMT][kNT][4]) {
+    for_each_sum([&](float& sum, int i, int j, int c) SVDQ_LAMBDA {
+      sum += sums[i][j][c];
+      sums[i][j][c] = 0.0f;
+    });
+  }
+  template <class Visit>
+  SVDQ_METHOD void for_each_sum(const Visit& visit) {
     SVDQ_UNROLL
     for (int i = 0; i < kMT; ++i) {
       SVDQ_UNROLL
       for (int j = 0; j < kNT; ++j) {
         SVDQ_UNROLL
-        for (int c = 0; c < 4; ++c) acc[i][j][c] = 0.0f;
+        for (int c = 0; c < 4; ++c) visit(acc[i][j][c], i, j, c);
       }
     }
   }
@@ -92,6 +110,30 @@ struct Accumulators {
       }
     }
     cta_sync();
+  }
+};
+
+// Where a tile begins in the result.
+struct TilePlace {
+  int64_t row, column;
+};
+
+// In which order the tiles of a result are computed: down bands of kBand tiles, column by column,
+// so that the tiles computed at a time share the rows and columns they read in the second-level
+// cache: 12 by 11 of them on 132 multiprocessors.
+struct TileOrder {
+  static constexpr uint32_t kBand = 12;
+  uint32_t row_tiles, column_tiles, tiles;
+
+  SVDQ_METHOD TileOrder(uint32_t of_rows, uint32_t of_columns)
+      : row_tiles(of_rows), column_tiles(of_columns), tiles(of_rows * of_columns) {}
+
+  template <class Tile>
+  SVDQ_METHOD TilePlace place(uint32_t number) const {
+    const uint32_t in_band = kBand * column_tiles, band = number / in_band;
+    const uint32_t left = row_tiles - band * kBand, rows = left < kBand ? left : kBand;
+    const uint32_t at = number - band * in_band;
+    return {int64_t{band * kBand + at % rows} * Tile::BM, int64_t{at / rows} * Tile::BN};
   }
 };
 

@@ -7,6 +7,7 @@
 //   byte k of row r is at  start + r / 8 * row_step + k / 16 * k_step + r % 8 * 16 + k % 16
 //   wgmma_operand(start, k_step, row_step)   describes it; start aligned to 16, steps multiples of
 //   16
+//   wgmma_advance(operand, bytes)   the same so many bytes further, a multiple of 16
 //
 // Warp w of the group has rows 16 w .. 16 w + 15; with g = lane / 4, t = lane % 4, d[4 j + 0, 1] is
 // row g, columns 8 j + 2 t, + 1, and d[4 j + 2, 3] is row g + 8: mma.h's result, column tile by
@@ -16,6 +17,9 @@
 //   wgmma_e4m3<N>(d, a, b, accumulate)   f32 sums of E4M3, 32 k
 //   wgmma_bf16<N>(d, a, b, accumulate)   f32 sums of bf16, 16 k
 //   accumulate false: d is overwritten
+//
+//   give_registers<R>()   all of a warpgroup keep R registers, a multiple of 8, of those they have
+//   take_registers<R>()   they get R, once others gave enough. Both where only they come by
 //
 // Products run beside the threads: wgmma_fence() before the first one that touches registers or
 // shared memory just written; wgmma_commit() closes a group; wgmma_wait<P>() until at most P groups

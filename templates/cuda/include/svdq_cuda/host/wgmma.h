@@ -19,6 +19,18 @@ SVDQ_INLINE uint64_t wgmma_operand(const void* start, uint32_t k_step, uint32_t 
   return static_cast<uint64_t>(shared_address(start) >> 4) |
          static_cast<uint64_t>(k_step >> 4) << 16 | static_cast<uint64_t>(row_step >> 4) << 32;
 }
+SVDQ_INLINE uint64_t wgmma_advance(uint64_t operand, uint32_t bytes) {
+  return operand + (bytes >> 4);
+}
+
+template <int R>
+SVDQ_INLINE void give_registers() {
+  static_assert(R % 8 == 0 && R >= 24 && R <= 256, "registers");
+}
+template <int R>
+SVDQ_INLINE void take_registers() {
+  give_registers<R>();
+}
 
 SVDQ_INLINE void wgmma_fence() {}
 SVDQ_INLINE void wgmma_commit() {}

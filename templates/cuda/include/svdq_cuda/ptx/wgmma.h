@@ -12,8 +12,20 @@ SVDQ_INLINE uint64_t wgmma_operand(const void* start, uint32_t k_step, uint32_t 
   return static_cast<uint64_t>((shared_address(start) & 0x3ffffu) >> 4) |
          static_cast<uint64_t>(k_step >> 4) << 16 | static_cast<uint64_t>(row_step >> 4) << 32;
 }
+SVDQ_INLINE uint64_t wgmma_advance(uint64_t operand, uint32_t bytes) {
+  return operand + (bytes >> 4);
+}
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+template <int R>
+SVDQ_INLINE void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(R));
+}
+template <int R>
+SVDQ_INLINE void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(R));
+}
 
 SVDQ_INLINE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 SVDQ_INLINE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
