@@ -1,124 +1,226 @@
-"""Whether a region can be cut along its anchor's columns: every later value needs one column of the anchor only.
+"""How a region is cut along its anchor's columns: which block of columns each later value is computed from.
 
-A later value may hold a slice of the columns, split into several axes and in another order: element by element it has a
-place, the column from which it is computed. A reduction, a shift or a concatenation along the columns is refused.
+An element may need one column of the anchor (an activation, a gate), or several of one *aligned block*: the RMSNorm
+of a head needs head_dim of them, a rotation of pairs two. A tile whose width is a multiple of the block holds all of
+it. A later value may hold a slice of the columns, split into several axes and in another order: element by element it
+has a block. What needs columns of two blocks is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch.fx import Node
 
 from svdqc.compiler.codegen.access import AccessMaps
+from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.region import Region
-from svdqc.compiler.codegen.rowprogram import Compute, RowProgram, build_row_program
-from svdqc.compiler.codegen.scalar import Load, Op, Scalar
-from svdqc.compiler.ir.intexpr import ONE, IntExpr, Sym
+from svdqc.compiler.codegen.rowprogram import (
+    IN_TILES,
+    Compute,
+    Quantize,
+    Reduce,
+    RowProgram,
+    Statement,
+    build_row_program,
+)
+from svdqc.compiler.codegen.scalar import IndexValue, Load, Op, Scalar
+from svdqc.compiler.ir.intexpr import ONE, ZERO, IntExpr, Sym, index, prod
+
+Loop = tuple[IntExpr, IntExpr]
+"""(index, size)"""
+WIDEST = 128
+"""Columns of the widest tile of any product."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """column = first + sum of index * stride over `axes`, (index, size) innermost first, dense; `width` columns."""
+    """Which block of columns each element of a value is computed from.
 
+    block    columns that are mixed, a power of two; 1: each element is computed from one column
+    first    the value's first block
+    axes     the loops that choose the block, innermost first, dense
+    within   the other loops, innermost first: the elements of a block
+    """
+
+    block: int
     first: int
-    axes: tuple[tuple[IntExpr, IntExpr], ...]
-    width: IntExpr
+    axes: tuple[Loop, ...]
+    within: tuple[Loop, ...]
+
+    @property
+    def num_blocks(self) -> IntExpr:
+        return prod(size for _, size in self.axes)
+
+    @property
+    def elements(self) -> int:
+        """Of a block."""
+        return prod(size for _, size in self.within).const
+
+    @property
+    def number(self) -> IntExpr:
+        """The block at the value's loop indices."""
+        return self.first + _position(self.axes)
+
+    @property
+    def position(self) -> IntExpr:
+        """The element within its block at the value's loop indices."""
+        return _position(self.within)
 
 
-def stays_in_columns(region: Region, maps: AccessMaps) -> bool:
-    """True if each statement after the anchor computes every element from one column of it."""
-    program = build_row_program(region, maps, row_budget=0)
-    return not program.before and not program.resident and column_places(program) is not None
+Places = Mapping[Node, Place]
+
+
+def stays_in_columns(region: Region, maps: AccessMaps, most: int) -> bool:
+    """True if each value after the anchor is computed from aligned blocks of at most `most` columns."""
+    program = build_row_program(region, maps, IN_TILES)
+    return not program.before and column_places(program, most) is not None
 
 
 def keeps_own_columns(program: RowProgram) -> bool:
     """True if each value after the anchor has the anchor's columns, and is computed from its own."""
-    places = column_places(program)
+    places = column_places(program, 1)
     return places is not None and all(place.first == 0 for place in places.values())
 
 
-def column_places(program: RowProgram) -> dict[Node, Place] | None:
-    """The place of each value that is computed after the anchor; None if some value has none."""
+def column_places(program: RowProgram, most: int) -> dict[Node, Place] | None:
+    """The place of each value that is computed after the anchor; None if one needs more than `most` columns."""
     found: dict[Node, Place] = {}
     for statement in program.after:
-        if not isinstance(statement, Compute):
-            return None
-        place = _place(program, statement, found)
+        place = _place(program, statement, found, most)
         if place is None:
             return None
         found[statement.node] = place
     return found
 
 
-def _place(program: RowProgram, statement: Compute, known: dict[Node, Place]) -> Place | None:
-    anchor, layout, node = program.region.anchor, program.region.layout, statement.node
-    assert anchor is not None
-    idx = program.output_index(node)
-    columns: IntExpr | None = None
-    for load in loads(program.element(node, idx)):
-        if load.source is anchor:
-            column = program.inner_position(anchor, load.idx)
-        elif load.source in program.region.stored or load.source in program.resident:
-            if load.idx != program.output_index(load.source) or load.source not in known:
-                return None
-            column = _column(known[load.source])
-        else:
-            continue
-        if columns is not None and column != columns:
-            return None
-        columns = column
-    if columns is None:
+def _place(program: RowProgram, statement: Statement, known: Places, most: int) -> Place | None:
+    """The place with the smallest block that holds everything the statement reads."""
+    if isinstance(statement, Quantize):
         return None
-    loops = [(program.loop_index(a), layout.atoms.size(a)) for a in statement.loops]
-    return _dense(columns, [(i, size) for i, size in loops if not i.is_const])
+    layout = program.region.layout
+    atoms = statement.loops if isinstance(statement, Compute) else statement.kept
+    loops = [(program.loop_index(a), layout.atoms.size(a)) for a in atoms]
+    loops = [(i, size) for i, size in loops if not i.is_const]
+    sources = _sources(program, statement, known)
+    if not sources:
+        return None
+    block = max(span for _, span in sources)
+    while block <= most:
+        numbers = {column // block for column, _ in sources}
+        if len(numbers) == 1:
+            place = _dense(block, numbers.pop(), loops)
+            if place is not None:
+                return place
+        block *= 2
+    return None
 
 
-def _dense(column: IntExpr, loops: list[tuple[IntExpr, IntExpr]]) -> Place | None:
-    """The place that `column` is over these loops, if their strides leave no gap."""
-    strides: list[tuple[IntExpr, IntExpr, IntExpr]] = []
-    for index, size in loops:
-        stride = column.coefficient_of(_symbol(index))
+def _sources(
+    program: RowProgram, statement: Compute | Reduce, known: Places
+) -> list[tuple[IntExpr, int]] | None:
+    """(first column, columns) of what a statement reads of the anchor, and of values that were computed from it."""
+    region, node = program.region, statement.node
+    if isinstance(statement, Compute):
+        value = program.element(node, program.output_index(node))
+    else:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        value = program.read(source, program.output_index(source))
+    found: list[tuple[IntExpr, int]] = []
+    for load, idx in _guarded_loads(value):
+        if load.source is region.anchor:
+            found.append((program.column(idx), 1))
+        elif load.source in region.stored or load.source in program.resident:
+            if load.source not in known:
+                return None
+            place = known[load.source]
+            number = place.number.substitute(program.loop_values(load.source, idx))
+            found.append((number * place.block, place.block))
+    return found
+
+
+def _dense(block: int, number: IntExpr, loops: list[Loop]) -> Place | None:
+    """The place whose block is `number` over these loops, if their strides leave no gap."""
+    strided: list[tuple[IntExpr, Loop]] = []
+    within: list[Loop] = []
+    for i, size in reversed(loops):
+        stride = number.coefficient_of(_symbol(i))
         if stride is None:
             return None
-        strides.append((stride, index, size))
-        column = column - index * stride
-    if column.as_int() is None:
+        if stride == 0:
+            within.append((i, size))
+        else:
+            strided.append((stride, (i, size)))
+        number = number - i * stride
+    if number.as_int() is None or any(not size.is_const for _, size in within):
         return None
-    strides.sort(key=lambda axis: axis[0].upper())
+    strided.sort(key=lambda axis: axis[0].upper())
     width = ONE
-    for stride, _, size in strides:
+    for stride, (_, size) in strided:
         if stride != width:
             return None
         width = width * size
-    return Place(column.const, tuple((i, size) for _, i, size in strides), width)
+    return Place(block, number.const, tuple(axis for _, axis in strided), tuple(within))
 
 
-def _column(place: Place) -> IntExpr:
-    column, stride = IntExpr.of(place.first), ONE
-    for index, size in place.axes:
-        column, stride = column + index * stride, stride * size
-    return column
+def _position(axes: tuple[Loop, ...]) -> IntExpr:
+    position, stride = ZERO, ONE
+    for i, size in axes:
+        position, stride = position + i * stride, stride * size
+    return position
 
 
-def _symbol(index: IntExpr) -> Sym:
-    (monomial,) = index.terms
+def _symbol(i: IntExpr) -> Sym:
+    (monomial,) = i.terms
     symbol = monomial[0]
     assert isinstance(symbol, Sym)
     return symbol
 
 
-def loads(scalar: Scalar) -> Iterator[Load]:
-    """Every load of an expression."""
-    seen: set[Scalar] = set()
-    stack = [scalar]
+def _guarded_loads(scalar: Scalar) -> Iterator[tuple[Load, Index]]:
+    """Every load of an expression with its index, written over what the branches around it leave of the loops:
+
+    guarded(i < 64, a[i + 64], b[i - 64])   ->   a[i' + 64], 0 <= i' < 64;   b[i'], 0 <= i' < size - 64
+    """
+    seen: set[tuple[Scalar, tuple[tuple[str, IntExpr], ...]]] = set()
+    stack: list[tuple[Scalar, tuple[tuple[str, IntExpr], ...]]] = [(scalar, ())]
     while stack:
-        value = stack.pop()
-        if value in seen:
+        value, left = stack.pop()
+        if (value, left) in seen:
             continue
-        seen.add(value)
+        seen.add((value, left))
         if isinstance(value, Load):
-            yield value
+            yield value, tuple(i.substitute(dict(left)) for i in value.idx)
+        elif isinstance(value, Op) and value.name == "guarded":
+            inside, outside = _branches(value.args[0])
+            stack.append((value.args[0], left))
+            stack.append((value.args[1], (*left, *inside)))
+            stack.append((value.args[2], (*left, *outside)))
         elif isinstance(value, Op):
-            stack.extend(value.args)
+            stack.extend((arg, left) for arg in value.args)
+
+
+def _branches(
+    condition: Scalar,
+) -> tuple[tuple[tuple[str, IntExpr], ...], tuple[tuple[str, IntExpr], ...]]:
+    """What `index < number` leaves of the index where it holds, and where it does not."""
+    if not isinstance(condition, Op) or condition.name not in ("lt", "ge"):
+        return (), ()
+    lhs, rhs = condition.args
+    if not (isinstance(lhs, IndexValue) and isinstance(rhs, IndexValue)):
+        return (), ()
+    symbols, bound = lhs.expr.symbols(), rhs.expr.as_int()
+    if len(symbols) != 1 or bound is None:
+        return (), ()
+    (symbol,) = symbols
+    if symbol.extent is None or not symbol.name.startswith("i") or lhs.expr != index_of(symbol):
+        return (), ()
+    below = ((symbol.name, index(f"{symbol.name}_", bound)),)
+    above = ((symbol.name, bound + index(f"{symbol.name}_", symbol.extent - bound)),)
+    return (below, above) if condition.name == "lt" else (above, below)
+
+
+def index_of(symbol: Sym) -> IntExpr:
+    return IntExpr({(symbol,): 1})

@@ -182,8 +182,7 @@ class RegionSolver:
 
     def _relate_anchor(self, node: Node, axes: dict[Node, list[Axis]], atoms: Atoms) -> None:
         target = str(node.target)
-        inner_axis = 1 if target == anchors.CONVOLUTION else len(axes[node]) - 1
-        atoms.mark_inner(axes[node][inner_axis])
+        atoms.mark_inner(axes[node][column_axis(node, len(axes[node]))])
         source = node.args[0]
         if target in anchors.FLOAT_LINEARS and source in axes:
             for own, other in zip(axes[node][:-1], axes[source][:-1], strict=True):  # type: ignore[index]
@@ -218,7 +217,7 @@ class RegionSolver:
         self, anchor: Node | None, solid: list[Node], axes: dict[Node, list[Axis]], atoms: Atoms
     ) -> tuple[int, ...]:
         if anchor is not None:
-            inner_axis = 1 if str(anchor.target) == anchors.CONVOLUTION else len(axes[anchor]) - 1
+            inner_axis = column_axis(anchor, len(axes[anchor]))
             lead = [
                 a
                 for i, axis in enumerate(axes[anchor])
@@ -268,6 +267,11 @@ class RegionSolver:
             and self._rows(layout, operands(anchor)[0]) != layout.outer
         ):
             raise CannotFuse("the anchor's input rows come in another order")
+
+
+def column_axis(anchor: Node, rank: int) -> int:
+    """The axis of an anchor's result that its rows consist of."""
+    return 1 if str(anchor.target) == anchors.CONVOLUTION else rank - 1
 
 
 def _is_anchor(node: Node) -> bool:

@@ -7,7 +7,8 @@ share among threads. Views and cheap broadcast values never form regions: they f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import networkx as nx
 from torch.fx import Graph, Node
@@ -44,19 +45,26 @@ SMALL_VALUE = 4096
 class Traits:
     """What a kind of machine asks of regions.
 
-    column_tiled  anchors whose result is cut along columns whatever its rows: what follows must stay in a column
+    column_tiled  anchors whose result is cut along columns whatever its rows, and how many columns what follows may mix
     prologues     whether an anchor's kernel can compute its input rows
     enough_rows   a merge must not leave fewer rows than these, where the parts have more
     """
 
-    column_tiled: frozenset[str] = frozenset()
+    column_tiled: Mapping[str, int] = field(default_factory=dict)
     prologues: bool = True
     enough_rows: int = ENOUGH_ROWS
 
 
 CPU_TRAITS = Traits()
 GPU_TRAITS = Traits(
-    column_tiled=frozenset({*anchors.LINEARS, anchors.CONVOLUTION, anchors.BMM}),
+    column_tiled={
+        anchors.LINEAR: 128,
+        anchors.LINEAR_S4: 128,
+        anchors.LINEAR_CODED: 128,
+        anchors.LINEAR_W: 32,
+        anchors.CONVOLUTION: 64,
+        anchors.BMM: 64,
+    },
     prologues=False,
     enough_rows=128,
 )
@@ -242,7 +250,8 @@ class _Planner:
             raise CannotFuse("too few rows would be left to share among threads")
         anchor = next((n for n in nodes if _kind(n) == "anchor"), None)
         if anchor is not None and str(anchor.target) in self.traits.column_tiled:
-            if not stays_in_columns(Region(nodes, anchor, layout, stored), self.maps):
+            most = self.traits.column_tiled[str(anchor.target)]
+            if not stays_in_columns(Region(nodes, anchor, layout, stored), self.maps, most):
                 raise CannotFuse("the anchor's result is cut along its columns")
         elif (
             anchor is not None

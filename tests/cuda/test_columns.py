@@ -35,7 +35,7 @@ EPILOGUES: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
         lambda y: torch.cat([F.gelu(y[..., :96]), F.silu(y[..., 96:])], 1),
         2,
     ),  # and its output
-    "slice_of_heads": (lambda y: F.silu(heads(y[..., :128].repeat(1, 1, 2)[..., :192])), 2),
+    "slice_of_heads": (lambda y: F.silu(heads(y[..., :128].repeat(1, 1, 2)[..., :192])), 1),
     "reversed": (lambda y: y + y.flip(-1), 2),
     "neighbours": (lambda y: y[..., 1:] * y[..., :-1], 2),
     "row": (lambda y: y.softmax(-1), 2),

@@ -15,11 +15,13 @@ from svdqc.compiler.ir.intexpr import IntExpr
 
 @dataclass(frozen=True)
 class Block:
-    """Rows per task; columns per task where the anchor is split along them, else 0; a GPU block's threads, else 0."""
+    """Rows per task; columns per task where the anchor is split along them, else 0; a GPU block's threads, else 0; rows
+    that statements see at a time, where those are fewer."""
 
     rows: int
     columns: int = 0
     threads: int = 0
+    slab: int = 0
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from svdqc.compiler.codegen.columns import WIDEST, column_places
 from svdqc.compiler.codegen.cuda.blocks.parts import bias_text, headers
 from svdqc.compiler.codegen.cuda.tiles import Coded, Floats, Tile, choose_tile
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
@@ -13,6 +14,8 @@ from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.targets.cuda import CudaTarget
 
+ALIGNMENT = 128
+"""Of a product's shared memory: swizzled rows and bulk copies."""
 STORED = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
 
 
@@ -33,11 +36,24 @@ def floats_of(target: CudaTarget, stored: str) -> Floats:
 def tile_of(
     target: CudaTarget, program: RowProgram, product: Coded | Floats, n: int, k: int
 ) -> Tile:
-    return choose_tile(target, product, program.region.layout.num_rows.upper(), n, k)
+    """A tile that holds whole blocks of the columns that the epilogue mixes, and room beside it for what it keeps."""
+    places = column_places(program, WIDEST)
+    assert places is not None, f"{program.region.anchor}: cut along its columns"
+    mixed = max((place.block for place in places.values()), default=1)
+
+    def fits(tile: Tile) -> bool:
+        if tile.columns % mixed:
+            return False
+        kept = [places[node] for node in program.resident]
+        row = sum(8 * tile.columns // place.block * place.elements + 8 for place in kept)
+        return product.gemm_bytes(tile) + tile.slab_rows * row <= target.shared_bytes_per_cta
+
+    num_rows = program.region.layout.num_rows.upper()
+    return choose_tile(target, product, num_rows, n, k, fits if mixed > 1 else None)
 
 
 def tile_block(tile: Tile) -> Block:
-    return Block(tile.rows, tile.columns, tile.threads)
+    return Block(tile.rows, tile.columns, tile.threads, tile.slab_rows)
 
 
 def product_code(
@@ -53,7 +69,7 @@ def product_code(
 ) -> AnchorCode:
     """The anchor's code; `context` has what `template` needs beside what is common."""
     gemm_bytes = product.gemm_bytes(tile)
-    offset = printer.scratch.take(IntExpr.of(gemm_bytes))
+    offset = printer.scratch.take(IntExpr.of(gemm_bytes), ALIGNMENT)
     printer.tile = ("tile", str(tile.ld), "col_begin")
     column_tasks = -(-out_features // tile.columns)
     num_rows = program.region.layout.num_rows
