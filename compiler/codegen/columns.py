@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from svdqc.compiler.codegen.access import AccessMaps
-from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import (
     IN_TILES,
@@ -25,8 +24,8 @@ from svdqc.compiler.codegen.rowprogram import (
     Statement,
     build_row_program,
 )
-from svdqc.compiler.codegen.scalar import IndexValue, Load, Op, Scalar
-from svdqc.compiler.ir.intexpr import ONE, ZERO, IntExpr, Sym, index, prod
+from svdqc.compiler.codegen.scalar import Load, Op, Scalar
+from svdqc.compiler.ir.intexpr import ONE, ZERO, IntExpr, Sym, prod
 
 Loop = tuple[IntExpr, IntExpr]
 """(index, size)"""
@@ -99,13 +98,13 @@ def _place(program: RowProgram, statement: Statement, known: Places, most: int) 
     """The place with the smallest block that holds everything the statement reads."""
     if isinstance(statement, Quantize):
         return None
+    sources = _sources(program, statement, known)
+    if not sources:
+        return None
     layout = program.region.layout
     atoms = statement.loops if isinstance(statement, Compute) else statement.kept
     loops = [(program.loop_index(a), layout.atoms.size(a)) for a in atoms]
     loops = [(i, size) for i, size in loops if not i.is_const]
-    sources = _sources(program, statement, known)
-    if not sources:
-        return None
     block = max(span for _, span in sources)
     while block <= most:
         numbers = {column // block for column, _ in sources}
@@ -129,14 +128,14 @@ def _sources(
         assert isinstance(source, Node)
         value = program.read(source, program.output_index(source))
     found: list[tuple[IntExpr, int]] = []
-    for load, idx in _guarded_loads(value):
+    for load in _loads(value):
         if load.source is region.anchor:
-            found.append((program.column(idx), 1))
+            found.append((program.column(load.idx), 1))
         elif load.source in region.stored or load.source in program.resident:
             if load.source not in known:
                 return None
             place = known[load.source]
-            number = place.number.substitute(program.loop_values(load.source, idx))
+            number = place.number.substitute(program.loop_values(load.source, load.idx))
             found.append((number * place.block, place.block))
     return found
 
@@ -179,48 +178,16 @@ def _symbol(i: IntExpr) -> Sym:
     return symbol
 
 
-def _guarded_loads(scalar: Scalar) -> Iterator[tuple[Load, Index]]:
-    """Every load of an expression with its index, written over what the branches around it leave of the loops:
-
-    guarded(i < 64, a[i + 64], b[i - 64])   ->   a[i' + 64], 0 <= i' < 64;   b[i'], 0 <= i' < size - 64
-    """
-    seen: set[tuple[Scalar, tuple[tuple[str, IntExpr], ...]]] = set()
-    stack: list[tuple[Scalar, tuple[tuple[str, IntExpr], ...]]] = [(scalar, ())]
+def _loads(scalar: Scalar) -> Iterator[Load]:
+    """Every load of an expression."""
+    seen: set[Scalar] = set()
+    stack = [scalar]
     while stack:
-        value, left = stack.pop()
-        if (value, left) in seen:
+        value = stack.pop()
+        if value in seen:
             continue
-        seen.add((value, left))
+        seen.add(value)
         if isinstance(value, Load):
-            yield value, tuple(i.substitute(dict(left)) for i in value.idx)
-        elif isinstance(value, Op) and value.name == "guarded":
-            inside, outside = _branches(value.args[0])
-            stack.append((value.args[0], left))
-            stack.append((value.args[1], (*left, *inside)))
-            stack.append((value.args[2], (*left, *outside)))
+            yield value
         elif isinstance(value, Op):
-            stack.extend((arg, left) for arg in value.args)
-
-
-def _branches(
-    condition: Scalar,
-) -> tuple[tuple[tuple[str, IntExpr], ...], tuple[tuple[str, IntExpr], ...]]:
-    """What `index < number` leaves of the index where it holds, and where it does not."""
-    if not isinstance(condition, Op) or condition.name not in ("lt", "ge"):
-        return (), ()
-    lhs, rhs = condition.args
-    if not (isinstance(lhs, IndexValue) and isinstance(rhs, IndexValue)):
-        return (), ()
-    symbols, bound = lhs.expr.symbols(), rhs.expr.as_int()
-    if len(symbols) != 1 or bound is None:
-        return (), ()
-    (symbol,) = symbols
-    if symbol.extent is None or not symbol.name.startswith("i") or lhs.expr != index_of(symbol):
-        return (), ()
-    below = ((symbol.name, index(f"{symbol.name}_", bound)),)
-    above = ((symbol.name, bound + index(f"{symbol.name}_", symbol.extent - bound)),)
-    return (below, above) if condition.name == "lt" else (above, below)
-
-
-def index_of(symbol: Sym) -> IntExpr:
-    return IntExpr({(symbol,): 1})
+            stack.extend(value.args)

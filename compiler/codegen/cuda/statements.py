@@ -35,6 +35,7 @@ from svdqc.compiler.codegen.printing.statements import (
 )
 from svdqc.compiler.codegen.rowprogram import Quantize, Reduce, RowProgram, Statement
 from svdqc.compiler.codegen.scalar import Load
+from svdqc.compiler.codegen.storage import Storage
 from svdqc.compiler.ir.intexpr import IntExpr, index, prod
 from svdqc.compiler.ir.rewrite import operands
 
@@ -44,6 +45,8 @@ MANY_RESULTS = 64
 """So many results per row keep the threads busy with one result each, and neighbours read neighbours."""
 CTA_FOLD = 2048
 """So many values per result are worth the whole CTA."""
+JOINED = (2, 4)
+"""So many floats are stored at once."""
 SYNC = "svdq::cta_sync();"
 
 
@@ -56,8 +59,9 @@ class CudaStatements(StatementPrinter):
         self.block = block
         self._is_first = program.region.anchor is None
         self._node: Node | None = None  # the statement's
-        self._places = column_places(program, block.columns) if block.columns else {}
-        assert self._places is not None, f"{program.region.anchor} does not stay in its columns"
+        places = column_places(program, block.columns) if block.columns else {}
+        assert places is not None, f"{program.region.anchor} does not stay in its columns"
+        self._places = places
         super().__init__(program, storages, params, scratch, block.slab or block.rows)
 
     def print(self, statement: Statement, columns: tuple[str, str] | None = None) -> list[str]:
@@ -132,14 +136,26 @@ class CudaStatements(StatementPrinter):
         ):
             name, _ = loops.pop()
             unrolled.insert(0, (str(name), count))
+        last = unrolled.pop() if unrolled else None
         lines: list[str] = []
         for values in product(*(range(count) for _, count in unrolled)):
-            chosen: dict[str, IntExpr | int] = {
-                n: v for (n, _), v in zip(unrolled, values, strict=True)
-            }
-            block = body(chosen, "")
+            fixed = {n: v for (n, _), v in zip(unrolled, values, strict=True)}
+            variants = [{**fixed, last[0]: i} for i in range(last[1])] if last else [fixed]
+            block = body(variants, "")
             lines.extend(["{", *indented(block), "}"] if unrolled else block)
         return self._elements(loops, lines)
+
+    def stores(self, node: Node, elements: Sequence[tuple[Index, str]]) -> list[str]:
+        """Neighbours go to memory together."""
+        if node in self.program.region.stored and node not in self.program.resident:
+            storage = self.storages[node]
+            width = joined(storage, [idx for idx, _ in elements])
+            if width:
+                cell = self.cell(storage, elements[0][0], "write")
+                self.cell(storage, elements[-1][0], "write")  # how far the stores reach
+                values = ", ".join(f"svdq::bits_of({text})" for _, text in elements)
+                return [f"svdq::store_{4 * width}(&{cell}, make_uint{width}({values}));"]
+        return super().stores(node, elements)
 
     def _elements(self, loops: Sequence[Loop], body: list[str]) -> list[str]:
         """`body` for each row and index, a thread each."""
@@ -352,3 +368,14 @@ class CudaStatements(StatementPrinter):
             *indented(head + self.decode_row(body) + body),
             "}",
         ]
+
+
+def joined(storage: Storage, elements: Sequence[Index]) -> int:
+    """How many floats one store writes, if these elements lie side by side and begin at a multiple of it; else 0."""
+    count = len(elements)
+    if count not in JOINED or storage.dtype != "f32":
+        return 0
+    first, *rest = (storage.address(idx) for idx in elements)
+    if any(address - first != i for i, address in enumerate(rest, 1)):
+        return 0
+    return count if all(c % count == 0 for c in first.terms.values()) else 0

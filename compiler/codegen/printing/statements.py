@@ -34,8 +34,8 @@ RANGES = {"symmetric": "Symmetric7", "signed8": "Signed8", "unsigned": "Unsigned
 """Activation ranges as svdq_cpu/act_range.h spells them."""
 
 Values = Mapping[str, "IntExpr | int"]
-Body = Callable[[Values, str], list[str]]
-"""(indices that are constants here, indentation) → lines."""
+Body = Callable[[Sequence[Values], str], list[str]]
+"""(for each element that is computed together, the indices that are constants here; indentation) → lines."""
 Loop = tuple[IntExpr, IntExpr]
 """(index, extent)"""
 
@@ -142,9 +142,9 @@ class StatementPrinter(ABC):
         if node in region.stored:
             self.program.inner_position(node, load.idx)  # proves that the row is the current one
         storage, access = self.storages[node], "update" if node in region.stored else "read"
-        return widened(self._cell(storage, load.idx, access), storage.dtype)
+        return widened(self.cell(storage, load.idx, access), storage.dtype)
 
-    def _cell(self, storage: Storage, idx: Index, access: str) -> str:
+    def cell(self, storage: Storage, idx: Index, access: str) -> str:
         address = storage.address(idx) - storage.offset
         last = largest(address)
         # A guarded load (padding) is addressed past the end but not executed there.
@@ -208,13 +208,19 @@ class StatementPrinter(ABC):
     def _element_body(self, node: Node) -> Body:
         idx = self.program.output_index(node)
 
-        def body(values: Values, indent: str) -> list[str]:
-            own = tuple(i.substitute(values) for i in idx)
+        def body(variants: Sequence[Values], indent: str) -> list[str]:
             printer = BodyPrinter(self.params, self.load, self.program.indirects, indent)
-            text = printer.value(self.program.element(node, own))
-            return printer.lines + [indent + line for line in self.writes(node, own, text)]
+            found = []
+            for values in variants:
+                own = tuple(i.substitute(values) for i in idx)
+                found.append((own, printer.value(self.program.element(node, own))))
+            return printer.lines + [indent + line for line in self.stores(node, found)]
 
         return body
+
+    def stores(self, node: Node, elements: Sequence[tuple[Index, str]]) -> list[str]:
+        """Store elements that were computed together."""
+        return [line for idx, text in elements for line in self.writes(node, idx, text)]
 
     def writes(self, node: Node, idx: Index, text: str) -> list[str]:
         """Store a computed element wherever its value lives."""
@@ -223,7 +229,7 @@ class StatementPrinter(ABC):
             lines.append(f"{self._kept(node, idx)} = {text};")
         if node in self.program.region.stored:
             storage = self.storages[node]
-            lines.append(f"{self._cell(storage, idx, 'write')} = {narrowed(text, storage.dtype)};")
+            lines.append(f"{self.cell(storage, idx, 'write')} = {narrowed(text, storage.dtype)};")
         return lines
 
     def reduce_indices(self, statement: Reduce) -> tuple[Index, Index]:
