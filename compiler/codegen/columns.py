@@ -8,29 +8,34 @@ has a block. What needs columns of two blocks is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
 from svdqc.compiler.codegen.access import AccessMaps
+from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import (
     IN_TILES,
     Compute,
     Quantize,
-    Reduce,
     RowProgram,
     Statement,
     build_row_program,
 )
 from svdqc.compiler.codegen.scalar import Load, Op, Scalar
 from svdqc.compiler.ir.intexpr import ONE, ZERO, IntExpr, Sym, prod
+from svdqc.compiler.ir.rewrite import operands
 
 Loop = tuple[IntExpr, IntExpr]
 """(index, size)"""
 WIDEST = 128
 """Columns of the widest tile of any product."""
+PART = WIDEST
+"""Columns whose share of a down-projection is summed apart."""
+ROTATED = 64
+"""Columns of a block that a quantization may rotate."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class Place:
     first    the value's first block
     axes     the loops that choose the block, innermost first, dense
     within   the other loops, innermost first: the elements of a block
+    together columns that must lie in one tile: the block, or those that a quantization mixes besides
     """
 
     block: int
     first: int
     axes: tuple[Loop, ...]
     within: tuple[Loop, ...]
+    together: int
 
     @property
     def num_blocks(self) -> IntExpr:
@@ -95,14 +102,54 @@ def column_places(program: RowProgram, most: int) -> dict[Node, Place] | None:
 
 
 def _place(program: RowProgram, statement: Statement, known: Places, most: int) -> Place | None:
-    """The place with the smallest block that holds everything the statement reads."""
     if isinstance(statement, Quantize):
+        return _place_of_quantization(program, statement, known, most)
+    node = statement.node
+    if isinstance(statement, Compute):
+        value, atoms = program.element(node, program.output_index(node)), statement.loops
+    else:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        value, atoms = program.read(source, program.output_index(source)), statement.kept
+    return _smallest(program, value, atoms, known, most)
+
+
+def _place_of_quantization(
+    program: RowProgram, statement: Quantize, known: Places, most: int
+) -> Place | None:
+    """Columns are coded where they lie: each is computed from the anchor's own, and the groups, rotated blocks and
+    parts of the projection that they belong to lie in the tile."""
+    node, source = statement.node, statement.source
+    anchor, quantized = program.region.anchor, [s for s in program.after if isinstance(s, Quantize)]
+    assert anchor is not None
+    if str(node.target) not in anchors.S4_QUANTIZERS or len(quantized) > 1:
         return None
-    sources = _sources(program, statement, known)
+    width = program.table.shape(source)[-1].as_int()
+    idx = program.output_index(source)
+    value = program.read(source, idx)
+    if width is None or program.region.layout.inner_elements(anchor) != width:
+        return None
+    if any(load.source is anchor and program.column(load.idx) != idx[-1] for load in _loads(value)):
+        return None
+    place = _smallest(program, value, program.region.layout.inner(source), known, most)
+    if place is None:
+        return None
+    lora_down, group, _, rotated = operands(node)[2:6]
+    rank = int(lora_down.meta["val"].shape[0])
+    together = max(place.block, int(group), ROTATED if rotated else 1, PART if rank else 1)
+    if together > most or width % together:
+        return None
+    return replace(place, together=together)
+
+
+def _smallest(
+    program: RowProgram, value: Scalar, atoms: Sequence[int], known: Places, most: int
+) -> Place | None:
+    """The place over these loops with the smallest block that holds all that a value reads."""
+    sources = _sources(program, value, known)
     if not sources:
         return None
     layout = program.region.layout
-    atoms = statement.loops if isinstance(statement, Compute) else statement.kept
     loops = [(program.loop_index(a), layout.atoms.size(a)) for a in atoms]
     loops = [(i, size) for i, size in loops if not i.is_const]
     block = max(span for _, span in sources)
@@ -116,17 +163,9 @@ def _place(program: RowProgram, statement: Statement, known: Places, most: int) 
     return None
 
 
-def _sources(
-    program: RowProgram, statement: Compute | Reduce, known: Places
-) -> list[tuple[IntExpr, int]] | None:
-    """(first column, columns) of what a statement reads of the anchor, and of values that were computed from it."""
-    region, node = program.region, statement.node
-    if isinstance(statement, Compute):
-        value = program.element(node, program.output_index(node))
-    else:
-        source = node.args[0]
-        assert isinstance(source, Node)
-        value = program.read(source, program.output_index(source))
+def _sources(program: RowProgram, value: Scalar, known: Places) -> list[tuple[IntExpr, int]] | None:
+    """(first column, columns) of what a value reads of the anchor, and of values that were computed from it."""
+    region = program.region
     found: list[tuple[IntExpr, int]] = []
     for load in _loads(value):
         if load.source is region.anchor:
@@ -161,7 +200,7 @@ def _dense(block: int, number: IntExpr, loops: list[Loop]) -> Place | None:
         if stride != width:
             return None
         width = width * size
-    return Place(block, number.const, tuple(axis for _, axis in strided), tuple(within))
+    return Place(block, number.const, tuple(axis for _, axis in strided), tuple(within), block)
 
 
 def _position(axes: tuple[Loop, ...]) -> IntExpr:

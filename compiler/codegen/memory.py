@@ -119,7 +119,7 @@ class Memory(Mapping[Node, Storage]):
 def _is_s4_codes(node: Node) -> bool:
     """The codes of a 4-bit quantization, which go from it to linears and nowhere else."""
     source = node.args[0] if getattr(node.target, "__name__", "") == "getitem" else None
-    if not isinstance(source, Node) or str(source.target) != anchors.QUANTIZE_S4:
+    if not isinstance(source, Node) or str(source.target) not in anchors.S4_QUANTIZERS:
         return False
     return bool(node.args[1] == 0)
 

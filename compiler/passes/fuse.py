@@ -7,6 +7,7 @@ share among threads. Views and cheap broadcast values never form regions: they f
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ import networkx as nx
 from torch.fx import Graph, Node
 
 from svdqc.compiler.codegen.access import AccessMaps
-from svdqc.compiler.codegen.columns import keeps_own_columns, stays_in_columns
+from svdqc.compiler.codegen.columns import PART, keeps_own_columns, stays_in_columns
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import rule_of
 from svdqc.compiler.codegen.region import (
@@ -29,8 +30,9 @@ from svdqc.compiler.codegen.rowprogram import build_row_program
 from svdqc.compiler.ir.intexpr import prod
 from svdqc.compiler.ir.ops import copy as COPY
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.rewrite import aten, is_weight_cast
+from svdqc.compiler.ir.rewrite import Rewriter, aten, is_weight_cast, operands
 from svdqc.compiler.ir.symbols import SymbolTable
+from svdqc.compiler.quantize.ops import quantize_s4_parts
 
 CONCAT = "svdq.concat.default"
 FEW_ROWS = 64
@@ -112,7 +114,7 @@ def _is_cheap_broadcast(node: Node, table: SymbolTable) -> bool:
 
 class _Planner:
     def __init__(self, program: Program, traits: Traits) -> None:
-        self.traits = traits
+        self.program, self.traits = program, traits
         self.graph = program.graph_module.graph
         self.table = SymbolTable(program)
         self.virtual = cheap_broadcasts(self.graph, self.table)
@@ -168,6 +170,7 @@ class _Planner:
             producers.sort(key=lambda n: -self.order[n])
             for producer in producers:
                 self._try_merge(self.region_of[producer], self.region_of[node])
+        self._sum_projections_apart()
         for identity in list(self.members):
             self._layout(identity)
         order = nx.lexicographical_topological_sort(
@@ -175,6 +178,40 @@ class _Planner:
         )
         regions = [self._region(r) for r in order]
         return FusionPlan(regions, self.maps, self.refused)
+
+    def _sum_projections_apart(self) -> None:
+        """In tiles, quantize_s4(x)[2] → sum(quantize_s4_parts(x)[2]): their columns give parts of the projection."""
+        for region, nodes in list(self.members.items()):
+            anchor = next((n for n in nodes if _kind(n) == "anchor"), None)
+            if anchor is None or str(anchor.target) not in self.traits.column_tiled:
+                continue
+            for node in nodes:
+                if (
+                    str(node.target) == anchors.QUANTIZE_S4
+                    and operands(node)[2].meta["val"].numel()
+                ):
+                    self._sum_parts(region, node)
+
+    def _sum_parts(self, region: int, node: Node) -> None:
+        rw = Rewriter(self.program)
+        with rw.after(node):
+            parts = rw.call(quantize_s4_parts, *node.args, PART)
+            items = [rw.call(operator.getitem, parts, i) for i in range(3)]
+            low = rw.call(aten.sum.dim_IntList, items[2], [-2])
+        for item in list(node.users):
+            rw.replace(item, low if item.args[1] == 2 else items[int(str(item.args[1]))])
+        readers, place = self.readers.pop(node), self.order[node]
+        rw.graph.erase_node(node)
+        self.members[region] = [parts if n is node else n for n in self.members[region]]
+        self.region_of[parts] = region
+        self.readers[parts], self.readers[low] = {*readers, low}, readers
+        self.order[parts], self.order[low] = place, place
+        self.layouts.pop(region, None)
+        own = max(self.members) + 1
+        self.members[own], self.region_of[low] = [low], own
+        self.dag.add_edge(region, own)
+        for reader in readers:
+            self.dag.add_edge(own, self.region_of[reader])
 
     def _sources(self, node: Node) -> set[Node]:
         found: set[Node] = set()

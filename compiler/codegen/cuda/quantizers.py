@@ -8,7 +8,11 @@ from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.statements import RANGES
 from svdqc.compiler.ir.rewrite import operands
 
-HEADERS = {anchors.QUANTIZE_S4: "quantize_s4.h", anchors.QUANTIZE: "quantize_s8.h"}
+HEADERS = {
+    anchors.QUANTIZE_S4: ["quantize_s4.h"],
+    anchors.QUANTIZE_S4_PARTS: ["quantize_s4.h", "project_tile.h"],
+    anchors.QUANTIZE: ["quantize_s8.h"],
+}
 """By op. svdq::quantize is int8, a scale a row: the other encodings have no CUDA kernels (driver/precisions.py)."""
 
 

@@ -16,6 +16,7 @@ from torch.fx import Node
 from svdqc.compiler.codegen.columns import Place, column_places
 from svdqc.compiler.codegen.cuda.elements import Elements, of_rows, of_tile, split, unsigned
 from svdqc.compiler.codegen.cuda.quantizers import part_of, quantizer
+from svdqc.compiler.codegen.cuda.tile_quantize import quantize_tile
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import Index
@@ -43,6 +44,8 @@ SERIAL_FOLD = 16
 """So few values are added by one thread."""
 MANY_RESULTS = 64
 """So many results per row keep the threads busy with one result each, and neighbours read neighbours."""
+ENOUGH_RESULTS, SHORT_FOLD = 16, 256
+"""So do so many, if each has few values."""
 CTA_FOLD = 2048
 """So many values per result are worth the whole CTA."""
 JOINED = (2, 4)
@@ -54,9 +57,15 @@ class CudaStatements(StatementPrinter):
     """Elements are counted in 32 bits: a block of rows has fewer than 2^31."""
 
     def __init__(
-        self, program: RowProgram, storages: Memory, params: Params, scratch: Scratch, block: Block
+        self,
+        program: RowProgram,
+        storages: Memory,
+        params: Params,
+        scratch: Scratch,
+        block: Block,
+        math: str,
     ) -> None:
-        self.block = block
+        self.block, self.math = block, math
         self._is_first = program.region.anchor is None
         self._node: Node | None = None  # the statement's
         places = column_places(program, block.columns) if block.columns else {}
@@ -81,12 +90,14 @@ class CudaStatements(StatementPrinter):
         place = self._place
         if place is None or load.source is not self.program.region.anchor:
             return super().load(load)
+        return self.tile_cell(place, self.program.column(load.idx))
+
+    def tile_cell(self, place: Place, column: IntExpr) -> str:
+        """The anchor's result at a column of the statement's block."""
         assert self.tile is not None
         name, stride, _ = self.tile
-        column = self._block(place) * place.block + self._offset(
-            place, self.program.column(load.idx)
-        )
-        return f"{name}[r * {stride} + {self.params.integer(column)}]"
+        within = self._block(place) * place.block + self._offset(place, column)
+        return f"{name}[r * {stride} + {self.params.integer(within)}]"
 
     def kept_width(self, node: Node) -> IntExpr:
         if node not in self._places:
@@ -143,7 +154,7 @@ class CudaStatements(StatementPrinter):
             variants = [{**fixed, last[0]: i} for i in range(last[1])] if last else [fixed]
             block = body(variants, "")
             lines.extend(["{", *indented(block), "}"] if unrolled else block)
-        return self._elements(loops, lines)
+        return self.elements(loops, lines)
 
     def stores(self, node: Node, elements: Sequence[tuple[Index, str]]) -> list[str]:
         """Neighbours go to memory together."""
@@ -157,7 +168,7 @@ class CudaStatements(StatementPrinter):
                 return [f"svdq::store_{4 * width}(&{cell}, make_uint{width}({values}));"]
         return super().stores(node, elements)
 
-    def _elements(self, loops: Sequence[Loop], body: list[str]) -> list[str]:
+    def elements(self, loops: Sequence[Loop], body: list[str]) -> list[str]:
         """`body` for each row and index, a thread each."""
         if prod(size for _, size in loops).as_int() == 0:
             return []
@@ -191,7 +202,8 @@ class CudaStatements(StatementPrinter):
         count = prod(size for _, size in folded).upper()
         results = prod(size for _, size in kept).upper()
         in_tile = self._place is not None  # which has few of the results
-        if count <= SERIAL_FOLD or (results >= MANY_RESULTS and not in_tile):
+        serial = results >= MANY_RESULTS or (results >= ENOUGH_RESULTS and count <= SHORT_FOLD)
+        if count <= SERIAL_FOLD or (serial and not in_tile):
             return self._reduce_serially(statement, own, operand, folded, kept)
         few = results * self.block.rows < self.block.threads // 32 and not in_tile
         return self._reduce_together(
@@ -215,7 +227,7 @@ class CudaStatements(StatementPrinter):
             pad = pad[:-2]
             lines.append(f"{pad}}}")
         lines += self._finish(statement, folded) + self.writes(statement.node, own, "acc")
-        return self._elements(kept, lines)
+        return self.elements(kept, lines)
 
     def _reduce_together(
         self,
@@ -301,6 +313,8 @@ class CudaStatements(StatementPrinter):
 
     def quantize(self, statement: Quantize) -> list[str]:
         """A row at a time, or in parts of it: codes of 4 bits need their group only, and the projection adds up."""
+        if self._place is not None:
+            return quantize_tile(self, statement, self._place)
         node, source = statement.node, statement.source
         _, inv_smooth, lora_down = operands(node)[:3]
         in_features = self.program.table.shape(source)[-1].const

@@ -7,12 +7,14 @@ ATTENTION = "aten.scaled_dot_product_attention.default"
 CONVOLUTION = "aten.convolution.default"
 BMM = "aten.bmm.default"
 QUANTIZE_S4 = "svdq.quantize_s4.default"
+QUANTIZE_S4_PARTS = "svdq.quantize_s4_parts.default"
 LINEAR_S4 = "svdq.linear_s4.default"
 QUANTIZE = "svdq.quantize.default"
 LINEAR_CODED = "svdq.linear_coded.default"
 LINEAR_W = "svdq.linear_w.default"
 
-QUANTIZERS = (QUANTIZE_S4, QUANTIZE)
+QUANTIZERS = (QUANTIZE_S4, QUANTIZE_S4_PARTS, QUANTIZE)
+S4_QUANTIZERS = (QUANTIZE_S4, QUANTIZE_S4_PARTS)
 FLOAT_LINEARS = (LINEAR, LINEAR_W)
 """They read rows of floats, which their own kernel may compute."""
 CODED_LINEARS = (LINEAR_S4, LINEAR_CODED)

@@ -16,7 +16,7 @@ from svdqc.compiler.ir.intexpr import IntExpr
 def headers(program: RowProgram, *extra: str) -> list[str]:
     """rows.h, what the region's statements call, and `extra`."""
     targets = {str(n.target) for n in program.region.nodes}
-    return ["rows.h", *(HEADERS[t] for t in anchors.QUANTIZERS if t in targets), *extra]
+    return ["rows.h", *(h for t in anchors.QUANTIZERS if t in targets for h in HEADERS[t]), *extra]
 
 
 def result_tile(printer: StatementPrinter, block: Block, width: int, first: str) -> tuple[str, int]:

@@ -39,7 +39,7 @@ def tile_of(
     """A tile that holds whole blocks of the columns that the epilogue mixes, and room beside it for what it keeps."""
     places = column_places(program, WIDEST)
     assert places is not None, f"{program.region.anchor}: cut along its columns"
-    mixed = max((place.block for place in places.values()), default=1)
+    mixed = max((place.together for place in places.values()), default=1)
 
     def fits(tile: Tile) -> bool:
         if tile.columns % mixed:
