@@ -27,6 +27,8 @@ from svdqc.compiler.ir.intexpr import IntExpr, prod
 from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.ir.symbols import Shape, SymbolTable
 
+SHORT_ROW, ENOUGH_ROWS = 16, 64
+"""Elements that a row should have, and rows that tasks should share, where both cannot be had in plenty."""
 MAX_INNER_ELEMENTS = 1 << 16
 """A row's values should stay in the cache of the core that computes them."""
 
@@ -236,8 +238,13 @@ class RegionSolver:
             atoms.mark_inner([outer[-1]])
             row = prod(atoms.size(a) for a in leader if atoms.is_inner(a))
             outer.pop()
-            has_inner = row.lower() >= 64 or not outer
+            has_inner = row.lower() >= 64 or not outer or self._are_rows(row, outer, atoms)
         return tuple(outer)
+
+    def _are_rows(self, row: IntExpr, outer: list[int], atoms: Atoms) -> bool:
+        """Whether short rows are better than few: there are many, and with another axis in the row there are not."""
+        left, many = elements(atoms, outer[:-1]), elements(atoms, outer)
+        return row.lower() >= SHORT_ROW and many.upper() >= 4 * ENOUGH_ROWS > 4 * left.upper()
 
     def _rows(self, layout: Layout, node: Node) -> tuple[int, ...]:
         """The atoms of all axes but the last."""

@@ -200,6 +200,9 @@ class _Planner:
             low = rw.call(aten.sum.dim_IntList, items[2], [-2])
         for item in list(node.users):
             rw.replace(item, low if item.args[1] == 2 else items[int(str(item.args[1]))])
+        for others in self.readers.values():
+            if node in others:
+                others.symmetric_difference_update({node, parts})
         readers, place = self.readers.pop(node), self.order[node]
         rw.graph.erase_node(node)
         self.members[region] = [parts if n is node else n for n in self.members[region]]
