@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from svdqc.compiler.codegen.columns import Place
+from svdqc.compiler.codegen.cuda.blocks.tensor_cores import STORED
 from svdqc.compiler.codegen.cuda.quantizers import quantizer
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.expressions import BodyPrinter
@@ -15,9 +16,6 @@ from svdqc.compiler.ir.rewrite import operands
 
 if TYPE_CHECKING:
     from svdqc.compiler.codegen.cuda.statements import CudaStatements
-
-STORED = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
-"""svdq::Stored, by dtype."""
 
 
 def quantize_tile(printer: CudaStatements, statement: Quantize, place: Place) -> list[str]:
