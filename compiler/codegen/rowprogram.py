@@ -208,7 +208,7 @@ def build_row_program(
         _drop_widest(program, row_budget)
     if row_budget == IN_TILES:
         program.resident = _with_summaries(program)
-    before = _upstream(region, region.anchor)
+    before = _upstream(region, maps)
     for node in region.nodes:
         statement = _statement(program, node)
         if statement is None:
@@ -261,17 +261,17 @@ def _folded_atoms(
     return tuple(folded)
 
 
-def _upstream(region: Region, anchor: Node | None) -> set[Node]:
-    """The region's nodes that its anchor reads."""
-    if anchor is None:
+def _upstream(region: Region, maps: AccessMaps) -> set[Node]:
+    """The region's nodes that its anchor reads. No path between them leaves the region, other than through views."""
+    if region.anchor is None:
         return set()
-    members, found, stack = set(region.nodes), set(), list(anchor.all_input_nodes)
+    members, found, stack = set(region.nodes), set(), list(region.anchor.all_input_nodes)
     while stack:
         value = stack.pop()
-        if value in found or value in region.stored or value.op != "call_function":
-            continue
-        found.add(value)
-        stack.extend(value.all_input_nodes)
+        passes = value in members or maps.kind(value) == "view"
+        if value not in found and value not in region.stored and passes:
+            found.add(value)
+            stack.extend(value.all_input_nodes)
     return found & members
 
 
