@@ -291,6 +291,9 @@ class _Planner:
         anchor = next((n for n in nodes if _kind(n) == "anchor"), None)
         if anchor is not None and str(anchor.target) in self.traits.column_tiled:
             most = self.traits.column_tiled[str(anchor.target)]
+            if (groups := anchors.num_groups(anchor)) > 1:
+                width = layout.inner_elements(anchor).const // groups
+                most = min(most, width & -width)  # blocks lie in one group
             if not stays_in_columns(Region(nodes, anchor, layout, stored), self.maps, most):
                 raise CannotFuse("the anchor's result is cut along its columns")
         elif (

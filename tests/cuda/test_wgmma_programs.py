@@ -23,9 +23,15 @@ aten = torch.ops.aten
 
 
 def _int8_linear(
-    m: int, n: int, k: int, rank: int, rotate: bool = False, target: CudaTarget = SM_90A
+    m: int,
+    n: int,
+    k: int,
+    rank: int,
+    rotate: bool = False,
+    target: CudaTarget = SM_90A,
+    head_dim: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """An int8 linear with GELU behind it; what the kernels give, and the reference ops."""
+    """An int8 linear with GELU behind it, its heads normalised; what the kernels give, and the reference ops."""
     made = torch.Generator().manual_seed(SEED)
     x = torch.randn(m, k, generator=made)
     tensors = {
@@ -43,9 +49,16 @@ def _int8_linear(
     parts = [b.call(operator.getitem, coded, i) for i in range(3)]
     weights = [node[name] for name in ("w_codes", "w_scale", "up", "bias")]
     y = b.call(linear_coded, *parts, *weights, "int8", 1.0)
-    program = b.finish(b.call(aten.gelu.default, y, approximate="tanh"))
+    y = b.call(aten.gelu.default, y, approximate="tanh")
+    if head_dim:
+        heads = b.call(aten.view.default, y, [m, n // head_dim, head_dim])
+        mean = b.call(aten.mean.dim, b.call(aten.mul.Tensor, heads, heads), [2], True)
+        root = b.call(aten.rsqrt.default, b.call(aten.add.Tensor, mean, 1e-6))
+        y = b.call(aten.view.default, b.call(aten.mul.Tensor, heads, root), [m, n])
+    program = b.finish(y)
     materialize(program)
     lowered = lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(target))
+    assert len(lowered.plan.launches) == 2
     on_warpgroups = any("gemm_wgmma.h" in source for source in lowered.kernels.values())
     assert on_warpgroups == (target is SM_90A and m >= FEWEST_ROWS)
     given = quantize(x, tensors["inv_smooth"], tensors["down"], k, *quantized)
@@ -53,6 +66,9 @@ def _int8_linear(
     want = torch.nn.functional.gelu(
         linear_coded(*given, *of_layer, "int8", 1.0), approximate="tanh"
     )
+    if head_dim:
+        heads = want.view(m, -1, head_dim)
+        want = (heads * (heads.square().mean(-1, keepdim=True) + 1e-6).rsqrt()).view(m, n)
     return PlanRunner(program, lowered)(b.inputs)["0"], want
 
 
@@ -70,4 +86,10 @@ def test_linear_int8__with_epilogue(
 ) -> None:
     got, want = _int8_linear(m, n, k, rank, rotate, target)
     # Equal codes: one that flipped would move a result by 1e-3 of the largest.
+    assert (got - want).abs().max() < 2e-5 * want.abs().max()
+
+
+def test_linear_int8__heads() -> None:
+    """A norm of each head in the tile of two warpgroups, whose ninth warp copies."""
+    got, want = _int8_linear(70, 192, 128, 16, head_dim=64)
     assert (got - want).abs().max() < 2e-5 * want.abs().max()

@@ -60,7 +60,7 @@ def of_tile(
     """What a tile of so many columns, from col_begin, has of a value; `block` is its block within the tile.
 
     loops  those of the value's that are still to be found: an unrolled one is not
-    width  of the anchor, if it is known
+    width  of the anchor, if tiles cut it evenly; None: a tile may end at any multiple of the block
     """
     names = {str(i) for i, _ in loops}
     within = [loop for loop in reversed(place.within) if str(loop[0]) in names]
@@ -82,8 +82,13 @@ def of_tile(
     lines.append(f"const uint32_t place = {first} + block;")
     begin, end = place.first * place.block, (place.num_blocks + place.first) * place.block
     whole = begin == 0 and width is not None and end.lower() >= width
+    outside = []
     if not (whole and width is not None and width % columns == 0):
-        lines.append(f"if (place >= {unsigned(params, place.num_blocks)}) continue;")
+        outside.append(f"place >= {unsigned(params, place.num_blocks)}")
+    if width is None:
+        outside.append(f"col_begin + block * {place.block}u >= col_end")
+    if outside:
+        lines.append(f"if ({' || '.join(outside)}) continue;")
     rest = "place"
     for position, (i, size) in enumerate(place.axes):
         last = position == len(place.axes) - 1

@@ -19,6 +19,7 @@ from svdqc.compiler.codegen.cuda.quantizers import part_of, quantizer
 from svdqc.compiler.codegen.cuda.tile_quantize import quantize_tile
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.ops import anchors
+from svdqc.compiler.codegen.ops.anchors import num_groups
 from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.codegen.printing.expressions import value_type
@@ -186,6 +187,7 @@ class CudaStatements(StatementPrinter):
         if place is None or anchor is None:
             return of_rows(self.params, loops)
         width = self.program.region.layout.inner_elements(anchor).as_int()
+        width = None if num_groups(anchor) > 1 else width
         return of_tile(self.params, place, loops, self.block.columns, width)
 
     def _thread_loop(self, name: str, count: str) -> list[str]:
