@@ -1,115 +1,223 @@
-"""Whether a region can be cut along its anchor's columns: every later value needs one column of the anchor only.
+"""How a region is cut along its anchor's columns: which block of columns each later value is computed from.
 
-A later value may hold a slice of the columns, split into several axes and in another order: element by element it has a
-place, the column from which it is computed. A reduction, a shift or a concatenation along the columns is refused.
+An element may need one column of the anchor (an activation, a gate), or several of one *aligned block*: the RMSNorm
+of a head needs head_dim of them, a rotation of pairs two. A tile whose width is a multiple of the block holds all of
+it. A later value may hold a slice of the columns, split into several axes and in another order: element by element it
+has a block. What needs columns of two blocks is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
 from svdqc.compiler.codegen.access import AccessMaps
+from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.region import Region
-from svdqc.compiler.codegen.rowprogram import Compute, RowProgram, build_row_program
+from svdqc.compiler.codegen.rowprogram import (
+    IN_TILES,
+    Compute,
+    Quantize,
+    RowProgram,
+    Statement,
+    build_row_program,
+)
 from svdqc.compiler.codegen.scalar import Load, Op, Scalar
-from svdqc.compiler.ir.intexpr import ONE, IntExpr, Sym
+from svdqc.compiler.ir.intexpr import ONE, ZERO, IntExpr, Sym, prod
+from svdqc.compiler.ir.rewrite import operands
+
+Loop = tuple[IntExpr, IntExpr]
+"""(index, size)"""
+WIDEST = 128
+"""Columns of the widest tile of any product."""
+PART = WIDEST
+"""Columns whose share of a down-projection is summed apart."""
+ROTATED = 64
+"""Columns of a block that a quantization may rotate."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """column = first + sum of index * stride over `axes`, (index, size) innermost first, dense; `width` columns."""
+    """Which block of columns each element of a value is computed from.
 
+    block    columns that are mixed, a power of two; 1: each element is computed from one column
+    first    the value's first block
+    axes     the loops that choose the block, innermost first, dense
+    within   the other loops, innermost first: the elements of a block
+    together columns that must lie in one tile: the block, or those that a quantization mixes besides
+    """
+
+    block: int
     first: int
-    axes: tuple[tuple[IntExpr, IntExpr], ...]
-    width: IntExpr
+    axes: tuple[Loop, ...]
+    within: tuple[Loop, ...]
+    together: int
+
+    @property
+    def num_blocks(self) -> IntExpr:
+        return prod(size for _, size in self.axes)
+
+    @property
+    def elements(self) -> int:
+        """Of a block."""
+        return prod(size for _, size in self.within).const
+
+    @property
+    def number(self) -> IntExpr:
+        """The block at the value's loop indices."""
+        return self.first + _position(self.axes)
+
+    @property
+    def position(self) -> IntExpr:
+        """The element within its block at the value's loop indices."""
+        return _position(self.within)
 
 
-def stays_in_columns(region: Region, maps: AccessMaps) -> bool:
-    """True if each statement after the anchor computes every element from one column of it."""
-    program = build_row_program(region, maps, row_budget=0)
-    return not program.before and not program.resident and column_places(program) is not None
+Places = Mapping[Node, Place]
+
+
+def stays_in_columns(region: Region, maps: AccessMaps, most: int) -> bool:
+    """True if each value after the anchor is computed from aligned blocks of at most `most` columns."""
+    program = build_row_program(region, maps, IN_TILES)
+    return not program.before and column_places(program, most) is not None
 
 
 def keeps_own_columns(program: RowProgram) -> bool:
     """True if each value after the anchor has the anchor's columns, and is computed from its own."""
-    places = column_places(program)
+    places = column_places(program, 1)
     return places is not None and all(place.first == 0 for place in places.values())
 
 
-def column_places(program: RowProgram) -> dict[Node, Place] | None:
-    """The place of each value that is computed after the anchor; None if some value has none."""
+def column_places(program: RowProgram, most: int) -> dict[Node, Place] | None:
+    """The place of each value that is computed after the anchor; None if one needs more than `most` columns."""
     found: dict[Node, Place] = {}
     for statement in program.after:
-        if not isinstance(statement, Compute):
-            return None
-        place = _place(program, statement, found)
+        place = _place(program, statement, found, most)
         if place is None:
             return None
         found[statement.node] = place
     return found
 
 
-def _place(program: RowProgram, statement: Compute, known: dict[Node, Place]) -> Place | None:
-    anchor, layout, node = program.region.anchor, program.region.layout, statement.node
+def _place(program: RowProgram, statement: Statement, known: Places, most: int) -> Place | None:
+    if isinstance(statement, Quantize):
+        return _place_of_quantization(program, statement, known, most)
+    node = statement.node
+    if isinstance(statement, Compute):
+        value, atoms = program.element(node, program.output_index(node)), statement.loops
+    else:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        value, atoms = program.read(source, program.output_index(source)), statement.kept
+    return _smallest(program, value, atoms, known, most)
+
+
+def _place_of_quantization(
+    program: RowProgram, statement: Quantize, known: Places, most: int
+) -> Place | None:
+    """Columns are coded where they lie: each is computed from the anchor's own, and the groups, rotated blocks and
+    parts of the projection that they belong to lie in the tile."""
+    node, source = statement.node, statement.source
+    anchor, quantized = program.region.anchor, [s for s in program.after if isinstance(s, Quantize)]
     assert anchor is not None
-    idx = program.output_index(node)
-    columns: IntExpr | None = None
-    for load in loads(program.element(node, idx)):
-        if load.source is anchor:
-            column = program.inner_position(anchor, load.idx)
-        elif load.source in program.region.stored or load.source in program.resident:
-            if load.idx != program.output_index(load.source) or load.source not in known:
-                return None
-            column = _column(known[load.source])
-        else:
-            continue
-        if columns is not None and column != columns:
-            return None
-        columns = column
-    if columns is None:
+    if str(node.target) not in anchors.S4_QUANTIZERS or len(quantized) > 1:
         return None
-    loops = [(program.loop_index(a), layout.atoms.size(a)) for a in statement.loops]
-    return _dense(columns, [(i, size) for i, size in loops if not i.is_const])
+    width = program.table.shape(source)[-1].as_int()
+    idx = program.output_index(source)
+    value = program.read(source, idx)
+    if width is None or program.region.layout.inner_elements(anchor) != width:
+        return None
+    if any(load.source is anchor and program.column(load.idx) != idx[-1] for load in _loads(value)):
+        return None
+    place = _smallest(program, value, program.region.layout.inner(source), known, most)
+    if place is None:
+        return None
+    lora_down, group, _, rotated = operands(node)[2:6]
+    rank = int(lora_down.meta["val"].shape[0])
+    together = max(place.block, int(group), ROTATED if rotated else 1, PART if rank else 1)
+    if together > most or width % together:
+        return None
+    return replace(place, together=together)
 
 
-def _dense(column: IntExpr, loops: list[tuple[IntExpr, IntExpr]]) -> Place | None:
-    """The place that `column` is over these loops, if their strides leave no gap."""
-    strides: list[tuple[IntExpr, IntExpr, IntExpr]] = []
-    for index, size in loops:
-        stride = column.coefficient_of(_symbol(index))
+def _smallest(
+    program: RowProgram, value: Scalar, atoms: Sequence[int], known: Places, most: int
+) -> Place | None:
+    """The place over these loops with the smallest block that holds all that a value reads."""
+    sources = _sources(program, value, known)
+    if not sources:
+        return None
+    layout = program.region.layout
+    loops = [(program.loop_index(a), layout.atoms.size(a)) for a in atoms]
+    loops = [(i, size) for i, size in loops if not i.is_const]
+    block = max(span for _, span in sources)
+    while block <= most:
+        numbers = {column // block for column, _ in sources}
+        if len(numbers) == 1:
+            place = _dense(block, numbers.pop(), loops)
+            if place is not None:
+                return place
+        block *= 2
+    return None
+
+
+def _sources(program: RowProgram, value: Scalar, known: Places) -> list[tuple[IntExpr, int]] | None:
+    """(first column, columns) of what a value reads of the anchor, and of values that were computed from it."""
+    region = program.region
+    found: list[tuple[IntExpr, int]] = []
+    for load in _loads(value):
+        if load.source is region.anchor:
+            found.append((program.column(load.idx), 1))
+        elif load.source in region.stored or load.source in program.resident:
+            if load.source not in known:
+                return None
+            place = known[load.source]
+            number = place.number.substitute(program.loop_values(load.source, load.idx))
+            found.append((number * place.block, place.block))
+    return found
+
+
+def _dense(block: int, number: IntExpr, loops: list[Loop]) -> Place | None:
+    """The place whose block is `number` over these loops, if their strides leave no gap."""
+    strided: list[tuple[IntExpr, Loop]] = []
+    within: list[Loop] = []
+    for i, size in reversed(loops):
+        stride = number.coefficient_of(_symbol(i))
         if stride is None:
             return None
-        strides.append((stride, index, size))
-        column = column - index * stride
-    if column.as_int() is None:
+        if stride == 0:
+            within.append((i, size))
+        else:
+            strided.append((stride, (i, size)))
+        number = number - i * stride
+    if number.as_int() is None or any(not size.is_const for _, size in within):
         return None
-    strides.sort(key=lambda axis: axis[0].upper())
+    strided.sort(key=lambda axis: axis[0].upper())
     width = ONE
-    for stride, _, size in strides:
+    for stride, (_, size) in strided:
         if stride != width:
             return None
         width = width * size
-    return Place(column.const, tuple((i, size) for _, i, size in strides), width)
+    return Place(block, number.const, tuple(axis for _, axis in strided), tuple(within), block)
 
 
-def _column(place: Place) -> IntExpr:
-    column, stride = IntExpr.of(place.first), ONE
-    for index, size in place.axes:
-        column, stride = column + index * stride, stride * size
-    return column
+def _position(axes: tuple[Loop, ...]) -> IntExpr:
+    position, stride = ZERO, ONE
+    for i, size in axes:
+        position, stride = position + i * stride, stride * size
+    return position
 
 
-def _symbol(index: IntExpr) -> Sym:
-    (monomial,) = index.terms
+def _symbol(i: IntExpr) -> Sym:
+    (monomial,) = i.terms
     symbol = monomial[0]
     assert isinstance(symbol, Sym)
     return symbol
 
 
-def loads(scalar: Scalar) -> Iterator[Load]:
+def _loads(scalar: Scalar) -> Iterator[Load]:
     """Every load of an expression."""
     seen: set[Scalar] = set()
     stack = [scalar]

@@ -39,7 +39,7 @@ def packed_row(node: Node) -> tuple[IntExpr, str] | None:
     source = node.args[0] if getattr(node.target, "__name__", "") == "getitem" else None
     if not isinstance(source, Node):
         return None
-    if str(source.target) == anchors.QUANTIZE_S4 and node.args[1] == CODES:
+    if str(source.target) in anchors.S4_QUANTIZERS and node.args[1] == CODES:
         return IntExpr.of(_in_features(source) // 2), "i8"
     if is_e2m1(source) and node.args[1] == CODES:
         return IntExpr.of(e2m1_code_bytes(_in_features(source))), "u8"

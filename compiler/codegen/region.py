@@ -27,6 +27,8 @@ from svdqc.compiler.ir.intexpr import IntExpr, prod
 from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.ir.symbols import Shape, SymbolTable
 
+SHORT_ROW, ENOUGH_ROWS = 16, 64
+"""Elements that a row should have, and rows that tasks should share, where both cannot be had in plenty."""
 MAX_INNER_ELEMENTS = 1 << 16
 """A row's values should stay in the cache of the core that computes them."""
 
@@ -182,8 +184,7 @@ class RegionSolver:
 
     def _relate_anchor(self, node: Node, axes: dict[Node, list[Axis]], atoms: Atoms) -> None:
         target = str(node.target)
-        inner_axis = 1 if target == anchors.CONVOLUTION else len(axes[node]) - 1
-        atoms.mark_inner(axes[node][inner_axis])
+        atoms.mark_inner(axes[node][column_axis(node, len(axes[node]))])
         source = node.args[0]
         if target in anchors.FLOAT_LINEARS and source in axes:
             for own, other in zip(axes[node][:-1], axes[source][:-1], strict=True):  # type: ignore[index]
@@ -218,7 +219,7 @@ class RegionSolver:
         self, anchor: Node | None, solid: list[Node], axes: dict[Node, list[Axis]], atoms: Atoms
     ) -> tuple[int, ...]:
         if anchor is not None:
-            inner_axis = 1 if str(anchor.target) == anchors.CONVOLUTION else len(axes[anchor]) - 1
+            inner_axis = column_axis(anchor, len(axes[anchor]))
             lead = [
                 a
                 for i, axis in enumerate(axes[anchor])
@@ -237,8 +238,13 @@ class RegionSolver:
             atoms.mark_inner([outer[-1]])
             row = prod(atoms.size(a) for a in leader if atoms.is_inner(a))
             outer.pop()
-            has_inner = row.lower() >= 64 or not outer
+            has_inner = row.lower() >= 64 or not outer or self._are_rows(row, outer, atoms)
         return tuple(outer)
+
+    def _are_rows(self, row: IntExpr, outer: list[int], atoms: Atoms) -> bool:
+        """Whether short rows are better than few: there are many, and with another axis in the row there are not."""
+        left, many = elements(atoms, outer[:-1]), elements(atoms, outer)
+        return row.lower() >= SHORT_ROW and many.upper() >= 4 * ENOUGH_ROWS > 4 * left.upper()
 
     def _rows(self, layout: Layout, node: Node) -> tuple[int, ...]:
         """The atoms of all axes but the last."""
@@ -268,6 +274,11 @@ class RegionSolver:
             and self._rows(layout, operands(anchor)[0]) != layout.outer
         ):
             raise CannotFuse("the anchor's input rows come in another order")
+
+
+def column_axis(anchor: Node, rank: int) -> int:
+    """The axis of an anchor's result that its rows consist of."""
+    return 1 if str(anchor.target) == anchors.CONVOLUTION else rank - 1
 
 
 def _is_anchor(node: Node) -> bool:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from svdqc.compiler.codegen.access import AccessMaps
+from svdqc.compiler.codegen.atoms import elements
 from svdqc.compiler.codegen.indirect import Indirects
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.reductions import Reduction, reduction_of
 from svdqc.compiler.codegen.ops.registry import ElementContext, Index, rule_of
 from svdqc.compiler.codegen.ops.views import delinearize
-from svdqc.compiler.codegen.region import Region
+from svdqc.compiler.codegen.region import Region, column_axis
 from svdqc.compiler.codegen.scalar import DTYPE_NAMES, Load, Scalar
 from svdqc.compiler.ir.intexpr import ZERO, IntExpr, index
 from svdqc.compiler.ir.symbols import SymbolTable
@@ -57,6 +58,13 @@ COSTLY = frozenset(
         "reciprocal",
     ]
 )
+
+
+IN_TILES = 0
+"""The row budget of a region that is cut along its anchor's columns: kept are reductions, and what is the same for many
+elements; a value as wide as the row is computed where it is read."""
+SHARED_BY = 8
+"""So many elements are worth keeping what they share."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +160,10 @@ class RowProgram:
             result.append(position)
         return tuple(result)
 
-    def inner_position(self, node: Node, idx: Index) -> IntExpr:
-        """Where element `idx` of a resident value lies in its row of scratch; checks that this row is current."""
+    def inner_parts(self, node: Node, idx: Index) -> list[tuple[int, IntExpr]]:
+        """The inner atoms of a value and their indices at element `idx`; checks that its row is current."""
         layout = self.region.layout
-        position = ZERO
+        found: list[tuple[int, IntExpr]] = []
         for axis, i in zip(layout.axes[node], idx, strict=True):
             atoms = layout.atoms.leaves(axis)
             sizes = tuple(layout.atoms.size(a) for a in atoms)
@@ -163,8 +171,28 @@ class RowProgram:
                 if atom in layout.outer:
                     assert part == self.loop_index(atom), f"{node}: reads row {part}, not its own"
                 else:
-                    position = position * layout.atoms.size(atom) + part
+                    found.append((atom, part))
+        return found
+
+    def inner_position(self, node: Node, idx: Index) -> IntExpr:
+        """Where element `idx` of a resident value lies in its row of scratch; checks that this row is current."""
+        position = ZERO
+        for atom, part in self.inner_parts(node, idx):
+            position = position * self.region.layout.atoms.size(atom) + part
         return position
+
+    def loop_values(self, node: Node, idx: Index) -> dict[str, IntExpr]:
+        """What the loop indices of a value's own statement are at element `idx`, by name."""
+        return {str(self.loop_index(atom)): part for atom, part in self.inner_parts(node, idx)}
+
+    def column(self, idx: Index) -> IntExpr:
+        """The column of the anchor's element `idx`; checks that its row is current."""
+        anchor = self.region.anchor
+        assert anchor is not None
+        axis = column_axis(anchor, len(idx))
+        for own, i in enumerate(self.output_index(anchor)):
+            assert own == axis or idx[own] == i, f"{anchor}: reads row {idx}, not its own"
+        return idx[axis]
 
 
 def build_row_program(
@@ -178,12 +206,16 @@ def build_row_program(
     program.resident = _choose_resident(program)
     if row_budget is not None:
         _drop_widest(program, row_budget)
-    before = _upstream(region, region.anchor)
+    if row_budget == IN_TILES:
+        program.resident = _with_summaries(program)
+    before = _upstream(region, maps)
     for node in region.nodes:
         statement = _statement(program, node)
         if statement is None:
             continue
         (program.before if node in before else program.after).append(statement)
+    if row_budget == IN_TILES:  # a quantization leaves x̂ in the anchor's place, so it comes last
+        program.after.sort(key=lambda statement: isinstance(statement, Quantize))
     return program
 
 
@@ -229,17 +261,17 @@ def _folded_atoms(
     return tuple(folded)
 
 
-def _upstream(region: Region, anchor: Node | None) -> set[Node]:
-    """The region's nodes that its anchor reads."""
-    if anchor is None:
+def _upstream(region: Region, maps: AccessMaps) -> set[Node]:
+    """The region's nodes that its anchor reads. No path between them leaves the region, other than through views."""
+    if region.anchor is None:
         return set()
-    members, found, stack = set(region.nodes), set(), list(anchor.all_input_nodes)
+    members, found, stack = set(region.nodes), set(), list(region.anchor.all_input_nodes)
     while stack:
         value = stack.pop()
-        if value in found or value in region.stored or value.op != "call_function":
-            continue
-        found.add(value)
-        stack.extend(value.all_input_nodes)
+        passes = value in members or maps.kind(value) == "view"
+        if value not in found and value not in region.stored and passes:
+            found.add(value)
+            stack.extend(value.all_input_nodes)
     return found & members
 
 
@@ -271,6 +303,45 @@ def _drop_widest(program: RowProgram, row_budget: int) -> None:
         if not pointwise:
             return
         program.resident.remove(max(pointwise, key=num_bytes))
+
+
+def _with_summaries(program: RowProgram) -> list[Node]:
+    """The resident values, and functions of reductions that each reader has many elements for."""
+    region, layout = program.region, program.region.layout
+    readers = _statement_readers(program)
+    resident = list(program.resident)
+
+    def summarises(node: Node) -> bool:
+        own = set(layout.inner(node))
+        for reader in readers[node]:
+            loops = set(_loop_atoms(program, reader))
+            if not own <= loops or elements(layout.atoms, loops - own).lower() < SHARED_BY:
+                return False
+        return _is_costly(node, program) and _reads(node, resident, program)
+
+    for node in region.nodes:
+        if program.maps.kind(node) == "pointwise" and not program.lives(node) and summarises(node):
+            resident.append(node)
+    return sorted(resident, key=region.nodes.index)
+
+
+def _loop_atoms(program: RowProgram, node: Node) -> list[int]:
+    """All inner atoms that the statement of a value runs over, also those that it folds."""
+    layout = program.region.layout
+    source = node.args[0] if program.maps.kind(node) == "reduce" else node
+    return layout.inner(source) if source in layout.axes else []  # type: ignore[arg-type,operator]
+
+
+def _reads(node: Node, values: list[Node], program: RowProgram) -> bool:
+    """Whether one of `values` is loaded where `node` is computed."""
+    members, stack = set(program.region.nodes), list(node.all_input_nodes)
+    while stack:
+        value = stack.pop()
+        if value in values:
+            return True
+        if not program.lives(value) and (value in members or program.maps.kind(value) == "view"):
+            stack.extend(value.all_input_nodes)
+    return False
 
 
 def _statement_readers(program: RowProgram) -> dict[Node, set[Node]]:

@@ -21,7 +21,7 @@ from svdqc.compiler.ir.dialect import verify
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.passes.dialects import LOWERED
 from svdqc.compiler.passes.fuse import CPU_TRAITS, GPU_TRAITS, fuse
-from svdqc.compiler.passes.pipeline import LOWER, run_passes
+from svdqc.compiler.passes.pipeline import LOWER, LOWER_GPU, run_passes
 from svdqc.compiler.plan.records import Buffer, Plan
 from svdqc.compiler.targets.cpu import CpuTarget
 from svdqc.compiler.targets.cuda import CudaTarget
@@ -62,9 +62,10 @@ def plan_regions(
     program: Program, target: Target | None = None, dump: Dump | None = None
 ) -> FusionPlan:
     """Lower a canonical (quantized or not) program, in place, and cut it into fused regions; by default for CPUs."""
-    run_passes(program, LOWER, (dump or Dump(None)).after)
+    on_gpu = isinstance(target, CudaTarget)
+    run_passes(program, LOWER_GPU if on_gpu else LOWER, (dump or Dump(None)).after)
     verify(program, LOWERED)
-    return fuse(program, GPU_TRAITS if isinstance(target, CudaTarget) else CPU_TRAITS)
+    return fuse(program, GPU_TRAITS if on_gpu else CPU_TRAITS)
 
 
 def backend_of(target: Target) -> CudaBackend | None:

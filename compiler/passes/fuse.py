@@ -7,13 +7,15 @@ share among threads. Views and cheap broadcast values never form regions: they f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import networkx as nx
 from torch.fx import Graph, Node
 
 from svdqc.compiler.codegen.access import AccessMaps
-from svdqc.compiler.codegen.columns import keeps_own_columns, stays_in_columns
+from svdqc.compiler.codegen.columns import PART, keeps_own_columns, stays_in_columns
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import rule_of
 from svdqc.compiler.codegen.region import (
@@ -28,8 +30,9 @@ from svdqc.compiler.codegen.rowprogram import build_row_program
 from svdqc.compiler.ir.intexpr import prod
 from svdqc.compiler.ir.ops import copy as COPY
 from svdqc.compiler.ir.program import Program
-from svdqc.compiler.ir.rewrite import aten, is_weight_cast
+from svdqc.compiler.ir.rewrite import Rewriter, aten, is_weight_cast, operands
 from svdqc.compiler.ir.symbols import SymbolTable
+from svdqc.compiler.quantize.ops import quantize_s4_parts
 
 CONCAT = "svdq.concat.default"
 FEW_ROWS = 64
@@ -44,19 +47,26 @@ SMALL_VALUE = 4096
 class Traits:
     """What a kind of machine asks of regions.
 
-    column_tiled  anchors whose result is cut along columns whatever its rows: what follows must stay in a column
+    column_tiled  anchors whose result is cut along columns whatever its rows, and how many columns what follows may mix
     prologues     whether an anchor's kernel can compute its input rows
     enough_rows   a merge must not leave fewer rows than these, where the parts have more
     """
 
-    column_tiled: frozenset[str] = frozenset()
+    column_tiled: Mapping[str, int] = field(default_factory=dict)
     prologues: bool = True
     enough_rows: int = ENOUGH_ROWS
 
 
 CPU_TRAITS = Traits()
 GPU_TRAITS = Traits(
-    column_tiled=frozenset({*anchors.LINEARS, anchors.CONVOLUTION, anchors.BMM}),
+    column_tiled={
+        anchors.LINEAR: 128,
+        anchors.LINEAR_S4: 128,
+        anchors.LINEAR_CODED: 128,
+        anchors.LINEAR_W: 32,
+        anchors.CONVOLUTION: 64,
+        anchors.BMM: 64,
+    },
     prologues=False,
     enough_rows=128,
 )
@@ -104,7 +114,7 @@ def _is_cheap_broadcast(node: Node, table: SymbolTable) -> bool:
 
 class _Planner:
     def __init__(self, program: Program, traits: Traits) -> None:
-        self.traits = traits
+        self.program, self.traits = program, traits
         self.graph = program.graph_module.graph
         self.table = SymbolTable(program)
         self.virtual = cheap_broadcasts(self.graph, self.table)
@@ -160,6 +170,7 @@ class _Planner:
             producers.sort(key=lambda n: -self.order[n])
             for producer in producers:
                 self._try_merge(self.region_of[producer], self.region_of[node])
+        self._sum_projections_apart()
         for identity in list(self.members):
             self._layout(identity)
         order = nx.lexicographical_topological_sort(
@@ -167,6 +178,43 @@ class _Planner:
         )
         regions = [self._region(r) for r in order]
         return FusionPlan(regions, self.maps, self.refused)
+
+    def _sum_projections_apart(self) -> None:
+        """In tiles, quantize_s4(x)[2] → sum(quantize_s4_parts(x)[2]): their columns give parts of the projection."""
+        for region, nodes in list(self.members.items()):
+            anchor = next((n for n in nodes if _kind(n) == "anchor"), None)
+            if anchor is None or str(anchor.target) not in self.traits.column_tiled:
+                continue
+            for node in nodes:
+                if (
+                    str(node.target) == anchors.QUANTIZE_S4
+                    and operands(node)[2].meta["val"].numel()
+                ):
+                    self._sum_parts(region, node)
+
+    def _sum_parts(self, region: int, node: Node) -> None:
+        rw = Rewriter(self.program)
+        with rw.after(node):
+            parts = rw.call(quantize_s4_parts, *node.args, PART)
+            items = [rw.call(operator.getitem, parts, i) for i in range(3)]
+            low = rw.call(aten.sum.dim_IntList, items[2], [-2])
+        for item in list(node.users):
+            rw.replace(item, low if item.args[1] == 2 else items[int(str(item.args[1]))])
+        for others in self.readers.values():
+            if node in others:
+                others.symmetric_difference_update({node, parts})
+        readers, place = self.readers.pop(node), self.order[node]
+        rw.graph.erase_node(node)
+        self.members[region] = [parts if n is node else n for n in self.members[region]]
+        self.region_of[parts] = region
+        self.readers[parts], self.readers[low] = {*readers, low}, readers
+        self.order[parts], self.order[low] = place, place
+        self.layouts.pop(region, None)
+        own = max(self.members) + 1
+        self.members[own], self.region_of[low] = [low], own
+        self.dag.add_edge(region, own)
+        for reader in readers:
+            self.dag.add_edge(own, self.region_of[reader])
 
     def _sources(self, node: Node) -> set[Node]:
         found: set[Node] = set()
@@ -242,7 +290,11 @@ class _Planner:
             raise CannotFuse("too few rows would be left to share among threads")
         anchor = next((n for n in nodes if _kind(n) == "anchor"), None)
         if anchor is not None and str(anchor.target) in self.traits.column_tiled:
-            if not stays_in_columns(Region(nodes, anchor, layout, stored), self.maps):
+            most = self.traits.column_tiled[str(anchor.target)]
+            if (groups := anchors.num_groups(anchor)) > 1:
+                width = layout.inner_elements(anchor).const // groups
+                most = min(most, width & -width)  # blocks lie in one group
+            if not stays_in_columns(Region(nodes, anchor, layout, stored), self.maps, most):
                 raise CannotFuse("the anchor's result is cut along its columns")
         elif (
             anchor is not None

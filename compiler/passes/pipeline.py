@@ -7,6 +7,7 @@ from collections.abc import Callable
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.passes.base import Pass, PassReport
 from svdqc.compiler.passes.decompose import decompose
+from svdqc.compiler.passes.interleave_halves import interleave_halves
 from svdqc.compiler.passes.materialize import materialize
 from svdqc.compiler.passes.merge_linears import merge_linears
 from svdqc.compiler.passes.raise_patterns import raise_patterns
@@ -29,6 +30,15 @@ LOWER: tuple[Pass, ...] = (
     sink_concat,  # work between a concatenation and an attention belongs to the parts
     simplify,
     materialize,  # what must lie in memory says so
+)
+
+# lowered for GPUs, which cut products along their columns
+LOWER_GPU: tuple[Pass, ...] = (
+    merge_linears,
+    interleave_halves,  # gate and value lie in one tile
+    sink_concat,
+    simplify,
+    materialize,
 )
 
 Observer = Callable[[str, Program, PassReport], None]

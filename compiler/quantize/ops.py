@@ -1,7 +1,8 @@
 """The quantized ops, registered with PyTorch: each has a reference, so a graph that holds them runs.
 
-svdq::quantize_s4   smooth, project down and code the input of a 4-bit linear
-svdq::linear_s4     4-bit linear plus the up-projection of the low-rank branch
+svdq::quantize_s4         smooth, project down and code the input of a 4-bit linear
+svdq::quantize_s4_parts   the same with the projection in parts, whose sum it is (GPUs quantize tiles)
+svdq::linear_s4           4-bit linear plus the up-projection of the low-rank branch
 
 The other formats' ops are in ops_formats.py.
 """
@@ -22,6 +23,10 @@ _library = torch.library.Library(ops.NAMESPACE, "FRAGMENT")
 _library.define(
     "quantize_s4(Tensor x, Tensor inv_smooth, Tensor lora_down, int group_size, str range, bool rotate, float shift) "
     "-> (Tensor codes, Tensor scale, Tensor low)"
+)
+_library.define(
+    "quantize_s4_parts(Tensor x, Tensor inv_smooth, Tensor lora_down, int group_size, str range, bool rotate, "
+    "float shift, int part) -> (Tensor codes, Tensor scale, Tensor low_parts)"
 )
 _library.define(
     "linear_s4(Tensor codes, Tensor scale, Tensor low, Tensor w_codes, Tensor w_scale, Tensor lora_up, "
@@ -61,6 +66,42 @@ def _quantize_s4_fake(
     )
 
 
+def _quantize_s4_parts(
+    x: Tensor,
+    inv_smooth: Tensor,
+    lora_down: Tensor,
+    group_size: int,
+    range: str,
+    rotate: bool,
+    shift: float,
+    part: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As quantize_s4, but low_parts [..., in_features / part, rank] are what so many columns each add to low."""
+    activation = ActivationFormat(
+        bits=4, group_size=group_size, range=range, rotate=rotate, shift=shift
+    )
+    codes, scale, _ = reference.quantize_activation(x, inv_smooth, None, activation)
+    x_hat = reference.smooth_activation(x, inv_smooth, activation).unflatten(-1, (-1, part))
+    down = lora_down.to(torch.float32).unflatten(-1, (-1, part))
+    return codes, scale, torch.einsum("...pk,rpk->...pr", x_hat, down)
+
+
+def _quantize_s4_parts_fake(
+    x: Tensor,
+    inv_smooth: Tensor,
+    lora_down: Tensor,
+    group_size: int,
+    range: str,
+    rotate: bool,
+    shift: float,
+    part: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    codes, scale, low = _quantize_s4_fake(
+        x, inv_smooth, lora_down, group_size, range, rotate, shift
+    )
+    return codes, scale, low.new_empty((*low.shape[:-1], x.shape[-1] // part, low.shape[-1]))
+
+
 def _linear_s4(
     codes: Tensor,
     scale: Tensor,
@@ -86,9 +127,12 @@ def _linear_s4_fake(
 
 
 _library.impl("quantize_s4", _quantize_s4, "CompositeExplicitAutograd")
+_library.impl("quantize_s4_parts", _quantize_s4_parts, "CompositeExplicitAutograd")
 _library.impl("linear_s4", _linear_s4, "CompositeExplicitAutograd")
 torch.library.register_fake("svdq::quantize_s4", _quantize_s4_fake, lib=_library)
+torch.library.register_fake("svdq::quantize_s4_parts", _quantize_s4_parts_fake, lib=_library)
 torch.library.register_fake("svdq::linear_s4", _linear_s4_fake, lib=_library)
 
 quantize_s4 = torch.ops.svdq.quantize_s4.default
+quantize_s4_parts = torch.ops.svdq.quantize_s4_parts.default
 linear_s4 = torch.ops.svdq.linear_s4.default

@@ -200,7 +200,7 @@ def test_linear_s4__tiles(monkeypatch: pytest.MonkeyPatch) -> None:
             tiles[case.m, case.n] = tile
             cases.append((case, "store"))
     assert len(cases) >= 12
-    monkeypatch.setattr(tensor_cores, "choose_tile", lambda _t, _p, m, n, _k: tiles[m, n])
+    monkeypatch.setattr(tensor_cores, "choose_tile", lambda _t, _p, m, n, *_: tiles[m, n])
     check(cases, SM_80)
 
 

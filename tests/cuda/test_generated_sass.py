@@ -48,7 +48,7 @@ def quantized() -> Program:
 def test_kernels_of_a_model(target: CudaTarget) -> None:
     sass.require_nvcc()
     sass.require_disassembler()
-    program = quantized()
+    program = quantized().copy()
     lowered = lower(program, plan_regions(program, target), backend=backend_of(target))
     entries = [e for e in lowered.plan.kernels if not e.name.startswith("gemm")]
     assert len(entries) >= 8

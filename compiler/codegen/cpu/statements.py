@@ -66,7 +66,7 @@ class CpuStatements(StatementPrinter):
             chosen: dict[str, IntExpr | int] = {
                 n: v for (n, _), v in zip(unrolled, values, strict=True)
             }
-            block = body(chosen, indent)
+            block = body([chosen], indent)
             lines.extend([indent + "{", *indented(block), indent + "}"] if unrolled else block)
         lines.extend("  " * depth + "}" for depth in reversed(range(len(loops))))
         return self.row_loop(lines)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from svdqc.compiler.codegen.cuda.blocks.plan import row_budget
 from svdqc.compiler.codegen.cuda.blocks.table import describe, plan_block
+from svdqc.compiler.codegen.cuda.blocks.tensor_cores import math_of
 from svdqc.compiler.codegen.cuda.statements import CudaStatements
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
@@ -31,7 +32,7 @@ class CudaBackend:
     def printer(
         self, program: RowProgram, memory: Memory, params: Params, scratch: Scratch, block: Block
     ) -> StatementPrinter:
-        return CudaStatements(program, memory, params, scratch, block)
+        return CudaStatements(program, memory, params, scratch, block, math_of(self.target))
 
     def describe(
         self, program: RowProgram, printer: StatementPrinter, params: Params, block: Block

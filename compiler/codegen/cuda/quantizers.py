@@ -15,7 +15,11 @@ from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.quantize.formats import E2M1_RANGES
 
-HEADERS = {anchors.QUANTIZE_S4: "quantize_s4.h", anchors.QUANTIZE: "quantize_s8.h"}
+HEADERS = {
+    anchors.QUANTIZE_S4: ["quantize_s4.h"],
+    anchors.QUANTIZE_S4_PARTS: ["quantize_s4.h", "project_tile.h"],
+    anchors.QUANTIZE: ["quantize_s8.h"],
+}
 """By op; of E2M1 codes: E2M1_HEADER."""
 E2M1_HEADER = "quantize_e2m1.h"
 BY_ROW = {"int": "quantize_s8", "e4m3": "quantize_e4m3"}
@@ -39,9 +43,9 @@ class RowCoder:
     more: str = ""
 
 
-def header_of(node: Node) -> str:
-    """The file with the function that codes the rows of a quantization."""
-    return E2M1_HEADER if is_e2m1(node) else HEADERS[str(node.target)]
+def headers_of(node: Node) -> list[str]:
+    """The files with the functions that code the rows of a quantization."""
+    return [E2M1_HEADER] if is_e2m1(node) else HEADERS[str(node.target)]
 
 
 def part_of(node: Node, in_features: int) -> int:

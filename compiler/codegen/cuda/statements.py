@@ -13,9 +13,12 @@ from itertools import product
 
 from torch.fx import Node
 
-from svdqc.compiler.codegen.columns import column_places
+from svdqc.compiler.codegen.columns import Place, column_places
+from svdqc.compiler.codegen.cuda.elements import Elements, of_rows, of_tile, split, unsigned
 from svdqc.compiler.codegen.cuda.quantizers import part_of, quantizer
+from svdqc.compiler.codegen.cuda.tile_quantize import quantize_tile
 from svdqc.compiler.codegen.memory import Memory
+from svdqc.compiler.codegen.ops.anchors import num_groups
 from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.codegen.printing.expressions import value_type
@@ -33,15 +36,20 @@ from svdqc.compiler.codegen.printing.statements import (
 )
 from svdqc.compiler.codegen.rowprogram import Quantize, Reduce, RowProgram, Statement
 from svdqc.compiler.codegen.scalar import Load
-from svdqc.compiler.ir.intexpr import IntExpr, prod
+from svdqc.compiler.codegen.storage import Storage
+from svdqc.compiler.ir.intexpr import IntExpr, index, prod
 from svdqc.compiler.ir.rewrite import operands
 
 SERIAL_FOLD = 16
 """So few values are added by one thread."""
 MANY_RESULTS = 64
 """So many results per row keep the threads busy with one result each, and neighbours read neighbours."""
+ENOUGH_RESULTS, SHORT_FOLD = 16, 256
+"""So do so many, if each has few values."""
 CTA_FOLD = 2048
 """So many values per result are worth the whole CTA."""
+JOINED = (2, 4)
+"""So many floats are stored at once."""
 SYNC = "svdq::cta_sync();"
 
 
@@ -49,13 +57,21 @@ class CudaStatements(StatementPrinter):
     """Elements are counted in 32 bits: a block of rows has fewer than 2^31."""
 
     def __init__(
-        self, program: RowProgram, storages: Memory, params: Params, scratch: Scratch, block: Block
+        self,
+        program: RowProgram,
+        storages: Memory,
+        params: Params,
+        scratch: Scratch,
+        block: Block,
+        math: str,
     ) -> None:
-        super().__init__(program, storages, params, scratch, block.rows)
-        self.block = block
+        self.block, self.math = block, math
         self._is_first = program.region.anchor is None
         self._node: Node | None = None  # the statement's
-        self._places = column_places(program) if block.columns else None
+        places = column_places(program, block.columns) if block.columns else {}
+        assert places is not None, f"{program.region.anchor} does not stay in its columns"
+        self._places = places
+        super().__init__(program, storages, params, scratch, block.slab or block.rows)
 
     def print(self, statement: Statement, columns: tuple[str, str] | None = None) -> list[str]:
         first, self._is_first = self._is_first, False
@@ -63,12 +79,49 @@ class CudaStatements(StatementPrinter):
         lines = super().print(statement, columns)
         return lines if first else [SYNC, *lines]
 
+    # ---- addresses in a tile: its blocks of columns side by side
+
+    @property
+    def _place(self) -> Place | None:
+        """Of the statement's value, if the anchor's result is cut along its columns."""
+        return self._places.get(self._node) if self._node is not None else None
+
     def load(self, load: Load) -> str:
-        anchor = self.program.region.anchor
-        if self.block.columns and load.source is anchor and self.tile is not None:
-            name, stride, first = self.tile  # its own column (codegen/columns.py)
-            return f"{name}[r * {stride} + (column - {first})]"
-        return super().load(load)
+        place = self._place
+        if place is None or load.source is not self.program.region.anchor:
+            return super().load(load)
+        return self.tile_cell(place, self.program.column(load.idx))
+
+    def tile_cell(self, place: Place, column: IntExpr) -> str:
+        """The anchor's result at a column of the statement's block."""
+        assert self.tile is not None
+        name, stride, _ = self.tile
+        within = self._block(place) * place.block + self._offset(place, column)
+        return f"{name}[r * {stride} + {self.params.integer(within)}]"
+
+    def kept_width(self, node: Node) -> IntExpr:
+        if node not in self._places:
+            return super().kept_width(node)
+        place = self._places[node]
+        return IntExpr.of(self.block.columns // place.block * place.elements)
+
+    def kept_position(self, node: Node, idx: Index) -> IntExpr:
+        place = self._place
+        if place is None:
+            return super().kept_position(node, idx)
+        own, at = self._places[node], self.program.loop_values(node, idx)
+        offset = self._offset(place, own.number.substitute(at) * own.block) // own.block
+        block = self._block(place) * (place.block // own.block) + offset
+        return block * own.elements + own.position.substitute(at)
+
+    def _block(self, place: Place) -> IntExpr:
+        """The statement's block within the tile, as elements.py calls it."""
+        return index("block", self.block.columns // place.block)
+
+    @staticmethod
+    def _offset(place: Place, column: IntExpr) -> IntExpr:
+        """A column's place within the statement's block."""
+        return column - place.number * place.block
 
     def row_number(self) -> str:
         return "static_cast<uint32_t>(row_begin + r)"
@@ -77,98 +130,70 @@ class CudaStatements(StatementPrinter):
         return self._unsigned(size, force=True)
 
     def _unsigned(self, size: IntExpr, force: bool = False) -> str:
-        text = self.params.scalar(size, force=force)
-        return f"{text}u" if text.isdigit() else f"static_cast<uint32_t>({text})"
+        return unsigned(self.params, size, force)
 
     # ---- loops
 
     def compute(
         self, loops: Sequence[Loop], body: Body, columns: tuple[str, str] | None
     ) -> list[str]:
-        loops = list(loops)
-        if columns is not None:
-            assert self._node is not None
-            return self._compute_columns(self._node, body, columns)
+        loops, place = list(loops), self._place
         unrolled: list[tuple[str, int]] = []
-        while loops and (count := loops[-1][1].as_int()) is not None and 0 < count <= UNROLL:
+        while (
+            loops
+            and (count := loops[-1][1].as_int()) is not None
+            and 0 < count <= UNROLL
+            and (place is None or loops[-1] in place.within)
+        ):
             name, _ = loops.pop()
             unrolled.insert(0, (str(name), count))
+        last = unrolled.pop() if unrolled else None
         lines: list[str] = []
         for values in product(*(range(count) for _, count in unrolled)):
-            chosen: dict[str, IntExpr | int] = {
-                n: v for (n, _), v in zip(unrolled, values, strict=True)
-            }
-            block = body(chosen, "")
+            fixed = {n: v for (n, _), v in zip(unrolled, values, strict=True)}
+            variants = [{**fixed, last[0]: i} for i in range(last[1])] if last else [fixed]
+            block = body(variants, "")
             lines.extend(["{", *indented(block), "}"] if unrolled else block)
-        return self._elements(loops, lines)
+        return self.elements(loops, lines)
 
-    def _elements(self, loops: Sequence[Loop], body: list[str]) -> list[str]:
+    def stores(self, node: Node, elements: Sequence[tuple[Index, str]]) -> list[str]:
+        """Neighbours go to memory together."""
+        if node in self.program.region.stored and node not in self.program.resident:
+            storage = self.storages[node]
+            width = joined(storage, [idx for idx, _ in elements])
+            if width:
+                cell = self.cell(storage, elements[0][0], "write")
+                self.cell(storage, elements[-1][0], "write")  # how far the stores reach
+                values = ", ".join(f"svdq::bits_of({text})" for _, text in elements)
+                return [f"svdq::store_{4 * width}(&{cell}, make_uint{width}({values}));"]
+        return super().stores(node, elements)
+
+    def elements(self, loops: Sequence[Loop], body: list[str]) -> list[str]:
         """`body` for each row and index, a thread each."""
-        inner = prod(size for _, size in loops)
-        if inner.as_int() == 0:
+        if prod(size for _, size in loops).as_int() == 0:
             return []
-        decode = self._decode(loops, "e")
-        body = decode + self.decode_row(body) + body
-        return [
-            *self._thread_loop("e", f"rows * {self.params.scalar(inner)}"),
-            *indented(body),
+        elements = self._enumerated(loops)
+        lines = [
+            *self._thread_loop("e", f"rows * {elements.per_row}"),
+            *indented([*elements.decode, *self.decode_row(body), *body]),
             "}",
         ]
+        return elements.around(lines)
 
-    def _compute_columns(self, node: Node, body: Body, columns: tuple[str, str]) -> list[str]:
-        """What a tile holds of a value's columns: `columns` is the tile's range, of at most block.columns."""
-        anchor = self.program.region.anchor
-        assert anchor is not None
-        assert self._places is not None, f"{node} does not stay in its columns"
-        place = self._places[node]
-        lines = body({}, "")
-        tile = self.block.columns
-        head = [
-            f"const int64_t r = e / {tile}u;",
-            f"const int64_t column = {columns[0]} + e % {tile}u;",
-        ]
-        whole = prod(
-            self.program.region.layout.atoms.sizes(self.program.region.layout.inner(anchor))
-        )
-        wrap: list[str] = []
-        rest = "static_cast<uint32_t>(column)"
-        if place.first == 0 and place.width == whole:
-            head.append(f"if (column >= {columns[1]}) continue;")
-        else:  # a slice of the columns, which this tile may have none of
-            end = self.params.scalar(place.width + place.first)
-            wrap = [f"if ({columns[1]} > {place.first} && {columns[0]} < {end}) {{"]
-            head += [
-                f"if (column >= {columns[1]} || column < {place.first} || column >= {end}) continue;",
-                f"const uint32_t place = static_cast<uint32_t>(column - {place.first});",
-            ]
-            rest = "place"
-        for position, (name, size) in enumerate(place.axes):
-            extent = self._unsigned(size)
-            last = position == len(place.axes) - 1
-            head.append(f"const int64_t {name} = {rest if last else f'{rest} % {extent}'};")
-            rest = f"{rest} / {extent}"
-        loop = [
-            *self._thread_loop("e", f"rows * {tile}"),
-            *indented(head + self.decode_row(lines) + lines),
-            "}",
-        ]
-        return [*wrap, *indented(loop), "}"] if wrap else loop
+    def _enumerated(self, loops: Sequence[Loop]) -> Elements:
+        """What the CTA has of the statement's value."""
+        place, anchor = self._place, self.program.region.anchor
+        if place is None or anchor is None:
+            return of_rows(self.params, loops)
+        width = self.program.region.layout.inner_elements(anchor).as_int()
+        width = None if num_groups(anchor) > 1 else width
+        return of_tile(self.params, place, loops, self.block.columns, width)
 
     def _thread_loop(self, name: str, count: str) -> list[str]:
         return [
             f"for (uint32_t {name} = svdq::thread_id(); {name} < static_cast<uint32_t>({count}); "
             f"{name} += {self.block.threads}) {{"
         ]
-
-    def _decode(self, loops: Sequence[Loop], number: str) -> list[str]:
-        """The row and the loops' indices from the number of an element, innermost fastest."""
-        lines, rest = [], number
-        for i, size in reversed(loops):
-            extent = self._unsigned(size)
-            lines.append(f"const int64_t {i} = {rest} % {extent};")
-            rest = f"{rest} / {extent}"
-        lines.append(f"const int64_t r = {rest};")
-        return lines
 
     # ---- reductions
 
@@ -177,9 +202,11 @@ class CudaStatements(StatementPrinter):
         folded, kept = self.loops(statement.folded), self.loops(statement.kept)
         count = prod(size for _, size in folded).upper()
         results = prod(size for _, size in kept).upper()
-        if count <= SERIAL_FOLD or results >= MANY_RESULTS:
+        in_tile = self._place is not None  # which has few of the results
+        serial = results >= MANY_RESULTS or (results >= ENOUGH_RESULTS and count <= SHORT_FOLD)
+        if count <= SERIAL_FOLD or (serial and not in_tile):
             return self._reduce_serially(statement, own, operand, folded, kept)
-        few = results * self.block.rows < self.block.threads // 32
+        few = results * self.block.rows < self.block.threads // 32 and not in_tile
         return self._reduce_together(
             statement, own, operand, folded, kept, by_cta=few and count >= CTA_FOLD
         )
@@ -201,7 +228,7 @@ class CudaStatements(StatementPrinter):
             pad = pad[:-2]
             lines.append(f"{pad}}}")
         lines += self._finish(statement, folded) + self.writes(statement.node, own, "acc")
-        return self._elements(kept, lines)
+        return self.elements(kept, lines)
 
     def _reduce_together(
         self,
@@ -217,7 +244,7 @@ class CudaStatements(StatementPrinter):
         c_type = value_type(reduction.dtype)
         body, text = self.folded_value(statement, operand, "")
         count = self.params.scalar(prod(size for _, size in folded))
-        index = self._decode(folded, "f")[:-1]
+        decode, _ = split(self.params, folded, "f")
         start, step = ("thread_id", self.block.threads) if by_cta else ("lane_id", 32)
         combine = (
             f"[]({c_type} acc, {c_type} value) SVDQ_LAMBDA {{ "
@@ -234,7 +261,7 @@ class CudaStatements(StatementPrinter):
         lines = [
             self._start(statement),
             f"for (uint32_t f = svdq::{start}(); f < static_cast<uint32_t>({count}); f += {step}) {{",
-            *indented([*index, *body, accumulate(reduction.combine, text)]),
+            *indented([*decode, *body, accumulate(reduction.combine, text)]),
             "}",
             fold,
             *self._finish(statement, folded),
@@ -242,15 +269,16 @@ class CudaStatements(StatementPrinter):
             *indented(self.writes(statement.node, own, "acc")),
             "}",
         ]
-        decode = self._decode(kept, "e")
-        lines = decode + self.decode_row(lines) + lines
-        results = f"rows * {self.params.scalar(prod(size for _, size in kept))}"
+        elements = self._enumerated(kept)
+        lines = [*elements.decode, *self.decode_row(lines), *lines]
         first, stride = ("0", 1) if by_cta else ("svdq::warp_id()", self.block.threads // 32)
-        return [
-            f"for (uint32_t e = {first}; e < static_cast<uint32_t>({results}); e += {stride}) {{",
+        results = f"static_cast<uint32_t>(rows * {elements.per_row})"
+        loop = [
+            f"for (uint32_t e = {first}; e < {results}; e += {stride}) {{",
             *indented(lines),
             "}",
         ]
+        return elements.around(loop)
 
     def _declare_partials(self, name: str, c_type: str) -> None:
         """Shared memory for one value per warp."""
@@ -286,6 +314,8 @@ class CudaStatements(StatementPrinter):
 
     def quantize(self, statement: Quantize) -> list[str]:
         """A row at a time, or in parts of it: codes of 4 bits need their group only, and the projection adds up."""
+        if self._place is not None:
+            return quantize_tile(self, statement, self._place)
         node, source = statement.node, statement.source
         _, inv_smooth, lora_down = operands(node)[:3]
         in_features = self.program.table.shape(source)[-1].const
@@ -351,3 +381,14 @@ class CudaStatements(StatementPrinter):
             *indented(head + self.decode_row(body) + body),
             "}",
         ]
+
+
+def joined(storage: Storage, elements: Sequence[Index]) -> int:
+    """How many floats one store writes, if these elements lie side by side and begin at a multiple of it; else 0."""
+    count = len(elements)
+    if count not in JOINED or storage.dtype != "f32":
+        return 0
+    first, *rest = (storage.address(idx) for idx in elements)
+    if any(address - first != i for i, address in enumerate(rest, 1)):
+        return 0
+    return count if all(c % count == 0 for c in first.terms.values()) else 0

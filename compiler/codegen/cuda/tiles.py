@@ -7,6 +7,7 @@ the main loop is hidden only where several CTAs share the SM.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from svdqc.compiler.targets.cuda import REGISTERS_PER_THREAD, CudaTarget
@@ -259,11 +260,23 @@ def clocks(tile: Tile, product: Product, target: CudaTarget, m: int, n: int, k: 
     return per_sm * (loop + around / together)
 
 
-def choose_tile(target: CudaTarget, product: Product, m: int, n: int, k: int) -> Tile:
-    """The tile that the model likes best for m rows (at most), n columns and k, of those that the GPU can hold."""
+def choose_tile(
+    target: CudaTarget,
+    product: Product,
+    m: int,
+    n: int,
+    k: int,
+    suits: Callable[[Tile], bool] | None = None,
+) -> Tile:
+    """The tile that the model likes best for m rows (at most), n columns and k, of those that the GPU can hold.
+
+    suits  what else is asked of it: whole blocks of columns, room for what an epilogue keeps
+    """
     fitting = [
         tile
         for tile in TILES
-        if product.fits(tile, target) and product.gemm_bytes(tile) <= target.shared_bytes_per_cta
+        if product.fits(tile, target)
+        and product.gemm_bytes(tile) <= target.shared_bytes_per_cta
+        and (suits is None or suits(tile))
     ]
     return min(fitting, key=lambda tile: clocks(tile, product, target, m, n, k))

@@ -18,12 +18,14 @@ class Block:
     """Rows per task; columns per task where the anchor is split along them, else 0; a GPU block's threads, else 0.
 
     helpers: threads beside them, which feed the anchor and compute no statements.
+    slab: rows that statements see at a time, where those are fewer.
     """
 
     rows: int
     columns: int = 0
     threads: int = 0
     helpers: int = 0
+    slab: int = 0
 
 
 @dataclass

@@ -34,8 +34,8 @@ RANGES = {"symmetric": "Symmetric7", "signed8": "Signed8", "unsigned": "Unsigned
 """Activation ranges as svdq_cpu/act_range.h spells them."""
 
 Values = Mapping[str, "IntExpr | int"]
-Body = Callable[[Values, str], list[str]]
-"""(indices that are constants here, indentation) → lines."""
+Body = Callable[[Sequence[Values], str], list[str]]
+"""(for each element that is computed together, the indices that are constants here; indentation) → lines."""
 Loop = tuple[IntExpr, IntExpr]
 """(index, extent)"""
 
@@ -46,10 +46,10 @@ class Scratch:
     def __init__(self) -> None:
         self.num_bytes = ZERO
 
-    def take(self, num_bytes: IntExpr) -> IntExpr:
+    def take(self, num_bytes: IntExpr, alignment: int = 64) -> IntExpr:
         """Reserve; returns the byte offset."""
-        offset = self.num_bytes
-        self.num_bytes = self.num_bytes + num_bytes.ceildiv(64) * 64
+        offset = self.num_bytes.ceildiv(alignment) * alignment
+        self.num_bytes = offset + num_bytes.ceildiv(64) * 64
         return offset
 
 
@@ -75,7 +75,7 @@ class StatementPrinter(ABC):
             self._scratch_names[node] = self.declare_scratch(
                 f"t{len(self._scratch_names)}",
                 value_type(dtype_of(node)),
-                program.region.layout.inner_elements(node),
+                self.kept_width(node),
             )
 
     def declare_scratch(self, name: str, c_type: str, row_elements: IntExpr) -> str:
@@ -116,6 +116,19 @@ class StatementPrinter(ABC):
 
     # ---- addresses
 
+    def kept_width(self, node: Node) -> IntExpr:
+        """Elements that a row of a resident value has in scratch."""
+        return self.program.region.layout.inner_elements(node)
+
+    def kept_position(self, node: Node, idx: Index) -> IntExpr:
+        """Where element `idx` of a resident value lies in its row of scratch."""
+        return self.program.inner_position(node, idx)
+
+    def _kept(self, node: Node, idx: Index) -> str:
+        stride = self.params.scalar(self.kept_width(node))
+        position = self.params.integer(self.kept_position(node, idx))
+        return f"{self._scratch_names[node]}[r * {stride} + {position}]"
+
     def load(self, load: Load) -> str:
         """The C text of a loaded value; scratch and tiles hold values as they are computed with."""
         node, region = load.source, self.program.region
@@ -125,15 +138,13 @@ class StatementPrinter(ABC):
             column = self.params.integer(self.program.inner_position(anchor, load.idx))
             return f"{name}[r * {stride} + {column}{'' if first == '0' else ' - ' + first}]"
         if node in self._scratch_names:
-            position = self.program.inner_position(node, load.idx)
-            stride = self.params.scalar(region.layout.inner_elements(node))
-            return f"{self._scratch_names[node]}[r * {stride} + {self.params.integer(position)}]"
+            return self._kept(node, load.idx)
         if node in region.stored:
             self.program.inner_position(node, load.idx)  # proves that the row is the current one
         storage, access = self.storages[node], "update" if node in region.stored else "read"
-        return widened(self._cell(storage, load.idx, access), storage.dtype)
+        return widened(self.cell(storage, load.idx, access), storage.dtype)
 
-    def _cell(self, storage: Storage, idx: Index, access: str) -> str:
+    def cell(self, storage: Storage, idx: Index, access: str) -> str:
         address = storage.address(idx) - storage.offset
         last = largest(address)
         # A guarded load (padding) is addressed past the end but not executed there.
@@ -197,24 +208,28 @@ class StatementPrinter(ABC):
     def _element_body(self, node: Node) -> Body:
         idx = self.program.output_index(node)
 
-        def body(values: Values, indent: str) -> list[str]:
-            own = tuple(i.substitute(values) for i in idx)
+        def body(variants: Sequence[Values], indent: str) -> list[str]:
             printer = BodyPrinter(self.params, self.load, self.program.indirects, indent)
-            text = printer.value(self.program.element(node, own))
-            return printer.lines + [indent + line for line in self.writes(node, own, text)]
+            found = []
+            for values in variants:
+                own = tuple(i.substitute(values) for i in idx)
+                found.append((own, printer.value(self.program.element(node, own))))
+            return printer.lines + [indent + line for line in self.stores(node, found)]
 
         return body
+
+    def stores(self, node: Node, elements: Sequence[tuple[Index, str]]) -> list[str]:
+        """Store elements that were computed together."""
+        return [line for idx, text in elements for line in self.writes(node, idx, text)]
 
     def writes(self, node: Node, idx: Index, text: str) -> list[str]:
         """Store a computed element wherever its value lives."""
         lines = []
         if node in self._scratch_names:
-            stride = self.params.scalar(self.program.region.layout.inner_elements(node))
-            position = self.params.integer(self.program.inner_position(node, idx))
-            lines.append(f"{self._scratch_names[node]}[r * {stride} + {position}] = {text};")
+            lines.append(f"{self._kept(node, idx)} = {text};")
         if node in self.program.region.stored:
             storage = self.storages[node]
-            lines.append(f"{self._cell(storage, idx, 'write')} = {narrowed(text, storage.dtype)};")
+            lines.append(f"{self.cell(storage, idx, 'write')} = {narrowed(text, storage.dtype)};")
         return lines
 
     def reduce_indices(self, statement: Reduce) -> tuple[Index, Index]:

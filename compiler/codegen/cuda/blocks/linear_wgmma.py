@@ -82,7 +82,7 @@ def linear_wgmma_block(program: RowProgram) -> Block:
     anchor = program.region.anchor
     assert anchor is not None
     tile = FORMATS[str(operands(anchor)[7])].tile
-    return Block(tile.rows, tile.columns, tile.threads, helpers=HELPERS)
+    return Block(tile.rows, tile.columns, tile.threads, helpers=HELPERS, slab=SLAB_ROWS)
 
 
 def linear_wgmma(

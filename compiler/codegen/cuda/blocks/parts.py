@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from svdqc.compiler.codegen.cuda.quantizers import header_of
+from svdqc.compiler.codegen.cuda.quantizers import headers_of
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.codegen.printing.operands import stored_kind, weight_source
@@ -15,7 +15,8 @@ from svdqc.compiler.ir.intexpr import IntExpr
 
 def headers(program: RowProgram, *extra: str) -> list[str]:
     """rows.h, what the region's statements call, and `extra`."""
-    found = {header_of(n) for n in program.region.nodes if str(n.target) in anchors.QUANTIZERS}
+    quantized = (n for n in program.region.nodes if str(n.target) in anchors.QUANTIZERS)
+    found = {header for node in quantized for header in headers_of(node)}
     return ["rows.h", *sorted(found), *extra]
 
 

@@ -6,7 +6,7 @@ from svdqc.compiler.codegen.cuda.quantizers import quantized_bytes
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.codegen.region import Region
-from svdqc.compiler.codegen.rowprogram import Quantize, Reduce, RowProgram
+from svdqc.compiler.codegen.rowprogram import IN_TILES, Quantize, Reduce, RowProgram
 from svdqc.compiler.targets.cuda import CudaTarget
 from svdqc.errors import SvdqcError
 
@@ -29,12 +29,12 @@ class RowTooWide(SvdqcError):
 
 
 def row_budget(region: Region, target: CudaTarget) -> int:
-    """Bytes for one row's resident values. A tile of columns keeps none: they would be as wide as the row."""
+    """Bytes for one row's resident values. A tile of columns keeps what many of its elements share."""
     if region.anchor is not None and str(region.anchor.target) != anchors.ATTENTION:
-        return 0
+        return IN_TILES
     if region.anchor is not None:
         return ATTENTION_ROW_BYTES
-    return max(0, _room(target) - _quantized_bytes(region))
+    return max(1, _room(target) - _quantized_bytes(region))
 
 
 def _room(target: CudaTarget) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from svdqc.compiler.codegen.columns import WIDEST, column_places
 from svdqc.compiler.codegen.cuda.blocks.parts import bias_text, headers
 from svdqc.compiler.codegen.cuda.tiles import Floats, Product, Tile, choose_tile
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
@@ -13,6 +15,8 @@ from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.targets.cuda import CudaTarget
 
+ALIGNMENT = 128
+"""Of a product's shared memory: swizzled rows and bulk copies."""
 STORED = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
 
 
@@ -31,11 +35,33 @@ def floats_of(target: CudaTarget, stored: str) -> Floats:
 
 
 def tile_of(target: CudaTarget, program: RowProgram, product: Product, n: int, k: int) -> Tile:
-    return choose_tile(target, product, program.region.layout.num_rows.upper(), n, k)
+    """A tile that the epilogue's blocks of columns, and what it keeps, fit into."""
+    room = epilogue_room(target, program)
+    num_rows = program.region.layout.num_rows.upper()
+    return choose_tile(
+        target, product, num_rows, n, k, lambda tile: room(tile, product.gemm_bytes(tile))
+    )
+
+
+def epilogue_room(target: CudaTarget, program: RowProgram) -> Callable[[Tile, int], bool]:
+    """Whether a tile holds whole blocks of the columns that the epilogue mixes, and shared memory has room beside so
+    many bytes of the product for what it keeps of a slab's rows."""
+    places = column_places(program, WIDEST)
+    assert places is not None, f"{program.region.anchor}: cut along its columns"
+    mixed = max((place.together for place in places.values()), default=1)
+    kept = [places[node] for node in program.resident]
+
+    def room(tile: Tile, gemm_bytes: int) -> bool:
+        if tile.columns % mixed:
+            return False
+        row = sum(8 * tile.columns // place.block * place.elements + 8 for place in kept)
+        return gemm_bytes + tile.slab_rows * row <= target.shared_bytes_per_cta
+
+    return room
 
 
 def tile_block(tile: Tile) -> Block:
-    return Block(tile.rows, tile.columns, tile.threads)
+    return Block(tile.rows, tile.columns, tile.threads, slab=tile.slab_rows)
 
 
 def product_code(
@@ -51,7 +77,7 @@ def product_code(
 ) -> AnchorCode:
     """The anchor's code; `context` has what `template` needs beside what is common."""
     gemm_bytes = product.gemm_bytes(tile)
-    offset = printer.scratch.take(IntExpr.of(gemm_bytes))
+    offset = printer.scratch.take(IntExpr.of(gemm_bytes), ALIGNMENT)
     printer.tile = ("tile", str(tile.ld), "col_begin")
     column_tasks = -(-out_features // tile.columns)
     num_rows = program.region.layout.num_rows

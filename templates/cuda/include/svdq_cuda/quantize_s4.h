@@ -2,12 +2,13 @@
 // down.
 //
 // The meaning is that of svdq_cpu/quantize_s4.h, operation by operation, so codes and scales are
-// the same bits. A warp takes 64 neighbouring values (128 for groups of 128) at a time; a lane
-// holds two (four) of them side by side.
+// the same bits. A warp takes 128 neighbouring values at a time; a lane holds four of them side by
+// side.
 //
 //   quantize_s4<GROUP, RANGE, ROTATE, THREADS>(rows, k, x, ldx, inv_smooth, shift, codes, x_scale,
 //   whole_k)
-//     x        [rows, k] in shared memory, row stride ldx; becomes x_hat
+//     x        [rows, k] in shared memory, row stride ldx, 16-byte aligned rows; becomes x_hat
+//     inv_smooth [k], 16-byte aligned
 //     codes    [rows, k / 2] dense bytes, the low nibble first; Symmetric127: [rows, k] int8
 //     x_scale  [rows, k / GROUP] dense
 //   project_down<ROWS, THREADS, Stored>(rows, k, x_hat, ldx, lora_down, whole_k, rank, low, onto)
@@ -90,44 +91,46 @@ SVDQ_INLINE void quantize_s4(int64_t rows, int64_t k, float* x, int64_t ldx,
                              int64_t whole_k) {
   static_assert(GROUP == 32 || GROUP == 64 || GROUP == 128, "groups of 32, 64 or 128 along k");
   static_assert(!ROTATE || RANGE != ActRange::Unsigned15, "a rotation makes values negative");
-  constexpr int E = GROUP == 128 ? 4 : 2;
+  constexpr int E = 4;
   constexpr int kLanes = GROUP / E;  // of a group
-  const int64_t blocks = ceil_div(k, 32 * E);
+  const uint32_t blocks = static_cast<uint32_t>(ceil_div(k, 32 * E));
+  const uint32_t all = static_cast<uint32_t>(rows) * blocks;
   const int32_t lane = static_cast<int32_t>(lane_id());
-  for (int64_t block = warp_id(); block < rows * blocks; block += THREADS / 32) {
+  for (uint32_t block = warp_id(); block < all; block += THREADS / 32) {
     const int64_t row = block / blocks, k0 = block % blocks * (32 * E) + lane * E;
-    const bool inside = k0 < k;  // a last half block, of one group of 32
-    float z[E];
-    SVDQ_UNROLL
-    for (int i = 0; i < E; ++i) {
-      z[i] = 0.0f;
-      if (!inside) continue;
-      z[i] = (x[row * ldx + k0 + i] + shift) * inv_smooth[k0 + i];
-      x[row * ldx + k0 + i] = z[i];
+    const bool inside = k0 < k;  // a last block may have fewer groups
+    float z[E] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (inside) {
+      float4* const four = reinterpret_cast<float4*>(x + row * ldx + k0);
+      const uint4 smooth = load_16(inv_smooth + k0);
+      z[0] = (four->x + shift) * float_of(smooth.x);
+      z[1] = (four->y + shift) * float_of(smooth.y);
+      z[2] = (four->z + shift) * float_of(smooth.z);
+      z[3] = (four->w + shift) * float_of(smooth.w);
+      *four = make_float4(z[0], z[1], z[2], z[3]);
     }
     if constexpr (ROTATE) detail::butterfly64(z);
     const float scale = detail::group_scale<RANGE, kLanes>(z);
     float inverse = 1.0f / scale;
     if (!(abs(inverse) < kInf)) inverse = 0.0f;
-    int32_t code[E];
+    uint32_t code[E];
     SVDQ_UNROLL
     for (int i = 0; i < E; ++i) {
       const int32_t lowest = static_cast<int32_t>(lowest_code(RANGE));
       const int32_t highest = static_cast<int32_t>(highest_code(RANGE));
       const int32_t rounded = round_to_int(z[i] * inverse);
-      code[i] = rounded < lowest ? lowest : rounded > highest ? highest : rounded;
+      code[i] = static_cast<uint32_t>(rounded < lowest    ? lowest
+                                      : rounded > highest ? highest
+                                                          : rounded);
     }
     if (!inside) continue;
     if (lane % kLanes == 0) x_scale[row * (whole_k / GROUP) + k0 / GROUP] = scale;
-    SVDQ_UNROLL
-    for (int i = 0; i < E; i += 2) {
-      if constexpr (RANGE == ActRange::Symmetric127) {
-        codes[row * whole_k + k0 + i] = static_cast<int8_t>(code[i]);
-        codes[row * whole_k + k0 + i + 1] = static_cast<int8_t>(code[i + 1]);
-      } else {
-        const int32_t pair = (code[i] & 15) | (code[i + 1] & 15) << 4;
-        codes[(row * whole_k + k0 + i) / 2] = static_cast<int8_t>(static_cast<uint8_t>(pair));
-      }
+    if constexpr (RANGE == ActRange::Symmetric127) {
+      *reinterpret_cast<uint32_t*>(codes + row * whole_k + k0) =
+          (code[0] & 255) | (code[1] & 255) << 8 | (code[2] & 255) << 16 | code[3] << 24;
+    } else {
+      *reinterpret_cast<uint16_t*>(codes + (row * whole_k + k0) / 2) = static_cast<uint16_t>(
+          (code[0] & 15) | (code[1] & 15) << 4 | (code[2] & 15) << 8 | (code[3] & 15) << 12);
     }
   }
 }

@@ -1,0 +1,101 @@
+"""The elements of a value that a CTA computes, as threads count them: of all of its rows' columns, or of a tile's.
+
+e            r            loops' indices
+row-major    e / inner    the rest, innermost fastest
+in a tile    e / (blocks * elements of one)    its block of columns, then the element of the block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from svdqc.compiler.codegen.columns import Place
+from svdqc.compiler.codegen.printing.params import Params
+from svdqc.compiler.codegen.printing.statements import Loop
+from svdqc.compiler.ir.intexpr import prod
+
+
+@dataclass(frozen=True)
+class Elements:
+    """per_row: how many, as text. decode: lines from the number `e` to r and the loops' indices; `continue` where there
+    is no element. condition: without it the CTA has none of the value ("": it has)."""
+
+    per_row: str
+    decode: list[str] = field(default_factory=list)
+    condition: str = ""
+
+    def around(self, lines: list[str]) -> list[str]:
+        """The statement's lines, where the CTA has something of its value."""
+        if not self.condition:
+            return lines
+        return [f"if ({self.condition}) {{", *(f"  {line}" for line in lines), "}"]
+
+
+def unsigned(params: Params, size: object, force: bool = False) -> str:
+    """A size as 32 bits."""
+    text = params.scalar(size, force=force)  # type: ignore[arg-type]
+    return f"{text}u" if text.isdigit() else f"static_cast<uint32_t>({text})"
+
+
+def split(params: Params, loops: Sequence[Loop], number: str) -> tuple[list[str], str]:
+    """Lines that find the loops' indices from a number, innermost fastest; what is left of the number."""
+    lines, rest = [], number
+    for i, size in reversed(loops):
+        extent = unsigned(params, size)
+        lines.append(f"const int64_t {i} = {rest} % {extent};")
+        rest = f"{rest} / {extent}"
+    return lines, rest
+
+
+def of_rows(params: Params, loops: Sequence[Loop]) -> Elements:
+    lines, rest = split(params, loops, "e")
+    inner = prod(size for _, size in loops)
+    return Elements(params.scalar(inner), [*lines, f"const int64_t r = {rest};"])
+
+
+def of_tile(
+    params: Params, place: Place, loops: Sequence[Loop], columns: int, width: int | None
+) -> Elements:
+    """What a tile of so many columns, from col_begin, has of a value; `block` is its block within the tile.
+
+    loops  those of the value's that are still to be found: an unrolled one is not
+    width  of the anchor, if tiles cut it evenly; None: a tile may end at any multiple of the block
+    """
+    names = {str(i) for i, _ in loops}
+    within = [loop for loop in reversed(place.within) if str(loop[0]) in names]
+    elements = prod(size for _, size in within).const
+    blocks = columns // place.block
+    lines: list[str] = []
+    if elements > 1:
+        lines, _ = split(params, within, f"(e % {elements}u)")
+    number = "e" if elements == 1 else f"e / {elements}u"
+    lines.append(
+        f"const uint32_t block = {number} % {blocks}u;"
+        if blocks > 1
+        else "const uint32_t block = 0;"
+    )
+    lines.append(f"const int64_t r = e / {blocks * elements}u;")
+    first = "static_cast<uint32_t>(col_begin)"
+    first = first if place.block == 1 else f"{first} / {place.block}u"
+    first = first if place.first == 0 else f"{first} - {place.first}u"
+    lines.append(f"const uint32_t place = {first} + block;")
+    begin, end = place.first * place.block, (place.num_blocks + place.first) * place.block
+    whole = begin == 0 and width is not None and end.lower() >= width
+    outside = []
+    if not (whole and width is not None and width % columns == 0):
+        outside.append(f"place >= {unsigned(params, place.num_blocks)}")
+    if width is None:
+        outside.append(f"col_begin + block * {place.block}u >= col_end")
+    if outside:
+        lines.append(f"if ({' || '.join(outside)}) continue;")
+    rest = "place"
+    for position, (i, size) in enumerate(place.axes):
+        last = position == len(place.axes) - 1
+        extent = unsigned(params, size)
+        lines.append(f"const int64_t {i} = {rest if last else f'{rest} % {extent}'};")
+        rest = f"{rest} / {extent}"
+    condition = ""
+    if not whole:  # a slice of the columns, which this tile may have none of
+        condition = f"col_end > {begin} && col_begin < {params.scalar(end)}"
+    return Elements(str(blocks * elements), lines, condition)

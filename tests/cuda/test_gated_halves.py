@@ -1,0 +1,109 @@
+"""Gated activations in the kernel of their linear: its columns alternate, so that gate and value lie in one tile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tests.compiler.programs import canonical
+from tests.cuda.host_runner import PlanRunner
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from svdqc.compiler.codegen.lower import lower
+from svdqc.compiler.driver.variants import backend_of, plan_regions
+from svdqc.compiler.passes.linear_groups import linear_groups
+from svdqc.compiler.passes.select_layers import quantized_groups
+from svdqc.compiler.passes.svdquant import svdquant
+from svdqc.compiler.quantize.recipe import Recipe
+from svdqc.compiler.targets.cuda import SM_80
+
+K = 64
+EPS = 2.0**-24
+
+
+class Chunked(nn.Module):
+    """One linear, whose halves are value and gate."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(K, 2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.up(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class Separate(nn.Module):
+    """Two linears of one input, which are one product, beside a third."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate, self.value = nn.Linear(K, width), nn.Linear(K, width, bias=False)
+        self.other = nn.Linear(K, 24)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.silu(self.gate(x)) * self.value(x), self.other(x)
+
+
+class Modulated(nn.Module):
+    """Halves that scale and shift something larger: they stay as they are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(K, 2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.up(x[:, :1]).chunk(2, dim=-1)
+        return x[..., :1] * (1 + scale) + shift
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Chunked(96), Chunked(64), Chunked(72)])
+        self.separate, self.modulated = Separate(96), Modulated(96)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        gated = [block(x) for block in self.blocks]
+        return (*gated, *self.separate(x), self.modulated(x))
+
+
+def test_gate_and_value_in_one_kernel() -> None:
+    """Chunks of a linear and of merged ones, also beside another part; halves of 72 columns are multiplied by a kernel
+    of their own, and what modulates stays in order."""
+    torch.manual_seed(6)
+    model, x = Gated().eval(), torch.randn(2, 33, K)
+    program = canonical(model, {"x": x}).program
+    lowered = lower(program, plan_regions(program, SM_80), backend=backend_of(SM_80))
+    names = [[str(n.target).split(".")[1] for n in region.nodes] for region in lowered.regions]
+    assert sum("mul" in ops and "linear" in ops for ops in names) == 3, names
+    assert len(names) == 3 + 2 + 2, names
+    run = PlanRunner(program, lowered)
+    results = run({"x": x})
+    with torch.no_grad():
+        wanted = model(x)
+        again = program.run({"x": x})
+    # Products leave out 2^-16 of terms below 4 / 8 and sums below 64 EPS of them; gates are below 4, slopes below 1.2.
+    bound = 64 * (2.0**-16 + 64 * EPS) * (4 / 8) * 2 * 4 * 1.2 / 8
+    for found, want, kept in zip(results.values(), wanted, again, strict=True):
+        torch.testing.assert_close(found, want, rtol=0.0, atol=bound)
+        torch.testing.assert_close(kept, want, rtol=0.0, atol=bound)
+        assert bound < 2e-2 * want.abs().max()
+    assert all(torch.equal(v, results[k]) for k, v in run({"x": x}, schedule=1).items())
+
+
+def test_gate_and_value__int4() -> None:
+    """Codes, scales, up-projection and bias in the new order."""
+    torch.manual_seed(7)
+    recipe: dict[str, Any] = {"precision": "int4", "rank": 16, "quantize": ("*",)}
+    model, x = Chunked(96).eval(), torch.randn(40, K)
+    found = canonical(model, {"x": x}, **recipe)
+    groups = quantized_groups(found.decisions, linear_groups(found.program))
+    svdquant(found.program, groups, {}, {group.name: Recipe(**recipe) for group in groups})
+    [wanted] = found.program.run({"x": x})
+    lowered = lower(found.program, plan_regions(found.program, SM_80), backend=backend_of(SM_80))
+    assert [len(region.nodes) for region in lowered.regions] == [1, 4]
+    [result] = PlanRunner(found.program, lowered)({"x": x}).values()
+    # Equal codes; a branch in 16-bit products, a tenth of the result at most.
+    torch.testing.assert_close(result, wanted, rtol=0.0, atol=2e-5 * float(wanted.abs().max()))
