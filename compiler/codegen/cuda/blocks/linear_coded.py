@@ -42,7 +42,7 @@ FORMATS = {
 
 def linear_coded_block(program: RowProgram, target: CudaTarget) -> Block:
     if runs_on_warpgroups(program, target):
-        return linear_wgmma_block(program)
+        return linear_wgmma_block(program, target)
     _, product, (out_features, in_features) = _product(program, target)
     return tile_block(tile_of(target, program, product, out_features, in_features))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import product_code
-from svdqc.compiler.codegen.cuda.tiles import Coded, Tile
+from svdqc.compiler.codegen.cuda.tiles import STORE_CLOCKS, Coded, Tile
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
@@ -29,25 +29,22 @@ class WarpgroupFormat:
     """codes      svdq's kind of codes (gemm_wgmma_codes.h); "<group>" follows where weights are scaled by group
     operation  the tensor-core operation it needs
     w, w_scale layouts of the weight
-    stages     in flight
+    tiles      svdq::WgmmaGemm's: eight warps of 16 rows
     """
 
     codes: str
     operation: str
     w: str
     w_scale: str = "row_major"
-    stages: int = 5
-
-    @property
-    def tile(self) -> Tile:
-        """svdq::WgmmaGemm's: eight warps of 16 rows."""
-        return Tile(128, 128, 8, 1, self.stages, 1)
+    tiles: tuple[Tile, ...] = (Tile(128, 192, 8, 1, 4, 1), Tile(128, 128, 8, 1, 5, 1))
 
 
 FORMATS = {
     "int8": WarpgroupFormat("WgmmaS8", "wgmma_s8", "s8_wgmma"),
     "fp8": WarpgroupFormat("WgmmaE4m3", "wgmma_e4m3", "e4m3_wgmma"),
-    "w4a8": WarpgroupFormat("WgmmaS8S4", "wgmma_s8", "s4_wgmma", "scale_wgmma", 4),
+    "w4a8": WarpgroupFormat(
+        "WgmmaS8S4", "wgmma_s8", "s4_wgmma", "scale_wgmma", (Tile(128, 128, 8, 1, 4, 1),)
+    ),
 }
 """By precision."""
 
@@ -78,10 +75,27 @@ def runs_on_warpgroups(program: RowProgram, target: CudaTarget) -> bool:
     )
 
 
-def linear_wgmma_block(program: RowProgram) -> Block:
+def tile_of(program: RowProgram, target: CudaTarget) -> Tile:
+    """The format's tile that takes least time, as far as tensor cores, shared memory and full waves decide."""
     anchor = program.region.anchor
     assert anchor is not None
-    tile = FORMATS[str(operands(anchor)[7])].tile
+    n, k = (int(s) for s in operands(anchor)[3].meta["val"].shape)
+    m = program.region.layout.num_rows.upper()
+
+    def clocks(tile: Tile) -> float:
+        # Of 128 k: an operation of 64 rows and 32 k takes columns / 2, and reads both operands from shared memory,
+        # which moves 128 bytes a clock and is written meanwhile.
+        products = 8 * tile.columns / 2
+        moved = 8 * 32 * (64 + tile.columns) + 128 * (tile.rows + tile.columns)
+        waves = -(-(-(-m // tile.rows) * -(-n // tile.columns)) // target.num_sms)
+        stored = STORE_CLOCKS * tile.rows * tile.columns
+        return waves * (-(-k // 128) * max(products, moved / 128) + stored)
+
+    return min(FORMATS[str(operands(anchor)[7])].tiles, key=clocks)
+
+
+def linear_wgmma_block(program: RowProgram, target: CudaTarget) -> Block:
+    tile = tile_of(program, target)
     return Block(tile.rows, tile.columns, tile.threads, helpers=HELPERS)
 
 
@@ -120,7 +134,7 @@ def linear_wgmma(
         program,
         printer,
         params,
-        form.tile,
+        tile_of(program, target),
         WarpgroupCodes(8, 4 if by_group else 8, group, False),
         out_features,
         bias,
