@@ -43,6 +43,7 @@ class Kind:
     group: int
     opcode: str
     budget: float
+    tile: tuple[int, int] = (128, 5)  # columns, stages
 
     @property
     def scale_layout(self) -> str:
@@ -63,15 +64,20 @@ class Kind:
         return (codes.view(torch.float8_e4m3fn) if codes.dtype is torch.uint8 else codes).double()
 
 
+S4 = (128, 4)
 KINDS = {
     "s8": Kind("WgmmaS8", "s8_wgmma", 0, "IGMMA.64x128x32.S8.S8", 16.0),
     "e4m3": Kind("WgmmaE4m3", "e4m3_wgmma", 0, "QGMMA.64x128x32.F32.E4M3.E4M3", 44.0),
-    "s8s4_g32": Kind("WgmmaS8S4<32>", "s4_wgmma", 32, "IGMMA.64x128x32.S8.S8", 170.0),
-    "s8s4_g64": Kind("WgmmaS8S4<64>", "s4_wgmma", 64, "IGMMA.64x128x32.S8.S8", 116.0),
-    "s8s4_g128": Kind("WgmmaS8S4<128>", "s4_wgmma", 128, "IGMMA.64x128x32.S8.S8", 58.0),
+    "s8_192": Kind("WgmmaS8", "s8_wgmma", 0, "IGMMA.64x192x32.S8.S8", 16.0, (192, 4)),
+    "e4m3_192": Kind("WgmmaE4m3", "e4m3_wgmma", 0, "QGMMA.64x192x32.F32.E4M3.E4M3", 66.0, (192, 4)),
+    "s8s4_g32": Kind("WgmmaS8S4<32>", "s4_wgmma", 32, "IGMMA.64x128x32.S8.S8", 170.0, S4),
+    "s8s4_g64": Kind("WgmmaS8S4<64>", "s4_wgmma", 64, "IGMMA.64x128x32.S8.S8", 116.0, S4),
+    "s8s4_g128": Kind("WgmmaS8S4<128>", "s4_wgmma", 128, "IGMMA.64x128x32.S8.S8", 58.0, S4),
 }
 
 
+SOME = ["s8_192", "e4m3", "s8s4_g64"]
+"""One of each kind of sums."""
 ORDER_SOURCE = """
 #include "svdq_cuda/gemm_tile.h"
 #include "svdq_cuda/kernel.h"
@@ -87,7 +93,8 @@ SVDQ_CUDA_KERNEL(tile_order, 32, 0, 0, 1, 2) {
 
 
 def kernel_text(names: list[str]) -> str:
-    listed = " ".join(f"X({n}, {4 if KINDS[n].group else 5}, {KINDS[n].codes})" for n in names)
+    tiles = {n: f"{KINDS[n].tile[0]}, {KINDS[n].tile[1]}" for n in names}
+    listed = " ".join(f"X({n}, {tiles[n]}, {KINDS[n].codes})" for n in names)
     return f"#define KERNELS(X) {listed}\n" + SOURCE
 
 
@@ -142,7 +149,7 @@ def check(
         name,
         [*(_aligned(b.numpy()) for b in buffers), out],
         [m, n, k, rank, n + 5, groups],
-        grid_x=min(ctas, -(-m // 128) * -(-n // 128)),
+        grid_x=min(ctas, -(-m // 128) * -(-n // kind.tile[0])),
         schedule=schedule,
     )
     assert margins_untouched(out, margins)
@@ -185,14 +192,14 @@ def _aligned(array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     return copy
 
 
-@pytest.mark.parametrize("kind", ["s8", "e4m3", "s8s4_g64"])
+@pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("m", [1, 7, 63, 64, 65, 127, 128, 129])
 def test_gemm_wgmma__m_tails(kernels: HostKernels, kind: str, m: int) -> None:
     check(kernels, kind, m, 128, 128)
 
 
-@pytest.mark.parametrize("kind", ["s8", "e4m3", "s8s4_g64"])
-@pytest.mark.parametrize("n", [8, 16, 120, 127, 128, 129, 256])
+@pytest.mark.parametrize("kind", ["s8_192", "e4m3_192", "s8s4_g64"])
+@pytest.mark.parametrize("n", [8, 120, 127, 128, 129, 191, 192, 193, 256, 330])
 def test_gemm_wgmma__n_tails(kernels: HostKernels, kind: str, n: int) -> None:
     check(kernels, kind, 40, n, 192)
 
@@ -205,25 +212,25 @@ def test_gemm_wgmma__k_tails_and_stages(kernels: HostKernels, kind: str) -> None
         check(kernels, kind, 130, 40, k)
 
 
-@pytest.mark.parametrize("kind", ["s8", "e4m3", "s8s4_g64"])
+@pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("rank", [0, 8, 16, 32, 40])
 def test_gemm_wgmma__ranks(kernels: HostKernels, kind: str, rank: int) -> None:
     check(kernels, kind, 70, 70, 128, rank)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "e4m3"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].codes != "WgmmaE4m3"])
 def test_gemm_wgmma__integer_sums_are_exact(kernels: HostKernels, kind: str) -> None:
     check(kernels, kind, 129, 130, 384, 0, exact=True)
     check(kernels, kind, 64, 64, 1024, 0, exact=True, extreme=True)
 
 
-@pytest.mark.parametrize("kind", ["s8", "e4m3", "s8s4_g64"])
+@pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_gemm_wgmma__any_order_of_threads(kernels: HostKernels, kind: str, schedule: int) -> None:
     check(kernels, kind, 100, 100, 640, schedule=schedule)
 
 
-@pytest.mark.parametrize("kind", ["s8", "e4m3", "s8s4_g64"])
+@pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("ctas", [1, 2, 4])
 def test_gemm_wgmma__several_tiles_a_cta(kernels: HostKernels, kind: str, ctas: int) -> None:
     """Three by two tiles, fewer steps than stages and more; what copies is ahead of what multiplies."""
@@ -242,7 +249,7 @@ def test_tile_order__every_tile_once() -> None:
         assert len(set(found[: 12 * columns, 0])) == min(12, rows)
 
 
-@pytest.mark.parametrize("kind", ["s8", "e4m3", "s8s4_g64"])
+@pytest.mark.parametrize("kind", SOME)
 def test_gemm_wgmma__width_of_flux(kernels: HostKernels, kind: str) -> None:
     check(kernels, kind, 5, 256, 3072, 32)
 

@@ -11,6 +11,7 @@ import torch
 from tests.compiler.programs import ProgramBuilder
 from tests.cuda.host_kernels import e4m3_rounding, machine
 from tests.cuda.host_runner import PlanRunner
+from tests.cuda.sass import compiler_remarks, disassembled
 from torch import Tensor
 from torch.fx import Node
 
@@ -65,14 +66,14 @@ class Linear:
         if case.bias:
             self.tensors["bias"] = torch.randn(n, generator=made)
 
-    def build(self, b: ProgramBuilder) -> Node:
+    def build(self, b: ProgramBuilder, gelu: bool = True) -> Node:
         node = {name: b.weight(f"{name}{self.number}", t) for name, t in self.tensors.items()}
         given = (b.input(self.x), node["inv_smooth"], node["down"])
         coded = b.call(quantize, *given, *self.attributes)
         parts = [b.call(operator.getitem, coded, i) for i in range(3)]
         weights = [node.get(name) for name in ("w_codes", "w_scale", "up", "bias")]
         y = b.call(linear_coded, *parts, *weights, self.case.precision, 1.0)
-        return b.call(aten.gelu.default, y, approximate="tanh")
+        return b.call(aten.gelu.default, y, approximate="tanh") if gelu else y
 
     def wanted(self) -> Tensor:
         t = self.tensors
@@ -137,3 +138,18 @@ def test_linear_coded__with_epilogue(cases: list[Case], target: CudaTarget, head
         if linear.case.precision == "fp8":
             rounding += e4m3_rounding(linear.case.k)
         assert (got - want).abs().max() < rounding * want.abs().max(), linear.case
+
+
+@pytest.mark.parametrize("precision", list(RANGES))
+def test_linear_coded__sass_of_a_flux_layer(precision: str) -> None:
+    """As generated, with bias, branch and activation: nothing is spilled, and ptxas has nothing to remark."""
+    b = ProgramBuilder()
+    linear = Linear(Case(precision, 4608, 3072, 1024, rank=32), 0)
+    program = b.finish(b.call(aten.relu.default, linear.build(b, gelu=False)))
+    materialize(program)
+    lowered = lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(SM_90A))
+    (name,) = [n for n, source in lowered.kernels.items() if "gemm_wgmma.h" in source]
+    sass = disassembled(name, lowered.kernels[name], SM_90A)
+    sass.require_opcode("QGMMA" if precision == "fp8" else "IGMMA")
+    sass.require_clean(max_registers=168)
+    assert not compiler_remarks(lowered.kernels[name], SM_90A)

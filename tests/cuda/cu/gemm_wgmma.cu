@@ -1,6 +1,6 @@
 // Products of coded operands by warpgroups, one kernel per kind of code: what
 // tests/cuda/test_gemm_wgmma.py runs. The test defines KERNELS(X) before this text; X(name,
-// stages, codes).
+// columns and stages of the tile, codes).
 #include "svdq_cuda/gemm_low_rank.h"
 #include "svdq_cuda/gemm_wgmma.h"
 #include "svdq_cuda/kernel.h"
@@ -52,9 +52,10 @@ SVDQ_INLINE void run(const svdq::KernelArgs<8, 6>& args) {
   }
 }
 
-#define TEST_KERNEL(name, stages, codes)                                                       \
-  using name##_gemm = svdq::WgmmaGemm<svdq::GemmTile<128, 128, 8, 1, stages, 1>, svdq::codes>; \
-  SVDQ_CUDA_KERNEL(name, name##_gemm::kThreads, 1, name##_gemm::kSharedBytes, 8, 6) {          \
-    run<name##_gemm>(args);                                                                    \
+#define TEST_KERNEL(name, columns, stages, codes)                                     \
+  using name##_tile = svdq::GemmTile<128, columns, 8, 1, stages, 1>;                  \
+  using name##_gemm = svdq::WgmmaGemm<name##_tile, svdq::codes>;                      \
+  SVDQ_CUDA_KERNEL(name, name##_gemm::kThreads, 1, name##_gemm::kSharedBytes, 8, 6) { \
+    run<name##_gemm>(args);                                                           \
   }
 KERNELS(TEST_KERNEL)

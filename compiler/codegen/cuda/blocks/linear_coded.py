@@ -47,7 +47,7 @@ FORMATS = {
 
 def linear_coded_block(program: RowProgram, target: CudaTarget) -> Block:
     if runs_on_warpgroups(program, target):
-        return linear_wgmma_block(program)
+        return linear_wgmma_block(program, target)
     if is_nvfp4(program):
         return linear_nvfp4_block(program, target)
     _, product, (out_features, in_features) = _product(program, target)

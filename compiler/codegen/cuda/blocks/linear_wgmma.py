@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from torch.fx import Node
+
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
-from svdqc.compiler.codegen.cuda.blocks.tensor_cores import product_code
-from svdqc.compiler.codegen.cuda.tiles import Coded, Tile
+from svdqc.compiler.codegen.cuda.blocks.tensor_cores import epilogue_room, product_code
+from svdqc.compiler.codegen.cuda.tiles import STORE_CLOCKS, Coded, Tile
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
@@ -29,25 +31,22 @@ class WarpgroupFormat:
     """codes      svdq's kind of codes (gemm_wgmma_codes.h); "<group>" follows where weights are scaled by group
     operation  the tensor-core operation it needs
     w, w_scale layouts of the weight
-    stages     in flight
+    tiles      svdq::WgmmaGemm's: eight warps of 16 rows
     """
 
     codes: str
     operation: str
     w: str
     w_scale: str = "row_major"
-    stages: int = 5
-
-    @property
-    def tile(self) -> Tile:
-        """svdq::WgmmaGemm's: eight warps of 16 rows."""
-        return Tile(128, 128, 8, 1, self.stages, 1)
+    tiles: tuple[Tile, ...] = (Tile(128, 192, 8, 1, 4, 1), Tile(128, 128, 8, 1, 5, 1))
 
 
 FORMATS = {
     "int8": WarpgroupFormat("WgmmaS8", "wgmma_s8", "s8_wgmma"),
     "fp8": WarpgroupFormat("WgmmaE4m3", "wgmma_e4m3", "e4m3_wgmma"),
-    "w4a8": WarpgroupFormat("WgmmaS8S4", "wgmma_s8", "s4_wgmma", "scale_wgmma", 4),
+    "w4a8": WarpgroupFormat(
+        "WgmmaS8S4", "wgmma_s8", "s4_wgmma", "scale_wgmma", (Tile(128, 128, 8, 1, 4, 1),)
+    ),
 }
 """By precision."""
 
@@ -66,7 +65,8 @@ class WarpgroupCodes(Coded):
 
 
 def runs_on_warpgroups(program: RowProgram, target: CudaTarget) -> bool:
-    """Whether the region's linear is one for warpgroups: of a precision they have, rows enough to fill them."""
+    """Whether the region's linear is one for warpgroups: of a precision they have, rows enough to fill them, and an
+    epilogue that fits beside a tile."""
     anchor = program.region.anchor
     assert anchor is not None
     w_codes, precision = operands(anchor)[3], str(operands(anchor)[7])
@@ -75,13 +75,48 @@ def runs_on_warpgroups(program: RowProgram, target: CudaTarget) -> bool:
         and FORMATS[precision].operation in target.tensor_ops
         and int(w_codes.meta["val"].shape[1]) % CORE_BYTES == 0
         and program.region.layout.num_rows.upper() >= FEWEST_ROWS
+        and bool(_fitting(program, target))
     )
 
 
-def linear_wgmma_block(program: RowProgram) -> Block:
+def _fitting(program: RowProgram, target: CudaTarget) -> list[Tile]:
+    """The format's tiles that the epilogue fits beside."""
     anchor = program.region.anchor
     assert anchor is not None
-    tile = FORMATS[str(operands(anchor)[7])].tile
+    room, product = epilogue_room(target, program), _product(anchor)
+    tiles = FORMATS[str(operands(anchor)[7])].tiles
+    return [tile for tile in tiles if room(tile, product.gemm_bytes(tile), SLAB_ROWS)]
+
+
+def _product(anchor: Node) -> WarpgroupCodes:
+    w_codes, w_scale, precision = (operands(anchor)[i] for i in (3, 4, 7))
+    if FORMATS[str(precision)].w_scale == "row_major":
+        return WarpgroupCodes(8, 8, 0, False)
+    group = int(w_codes.meta["val"].shape[1]) // int(w_scale.meta["val"].shape[-1])
+    return WarpgroupCodes(8, 4, group, False)
+
+
+def tile_of(program: RowProgram, target: CudaTarget) -> Tile:
+    """The fitting tile that takes least time, as far as tensor cores, shared memory and full waves decide."""
+    anchor = program.region.anchor
+    assert anchor is not None
+    n, k = (int(s) for s in operands(anchor)[3].meta["val"].shape)
+    m = program.region.layout.num_rows.upper()
+
+    def clocks(tile: Tile) -> float:
+        # Of 128 k: an operation of 64 rows and 32 k takes columns / 2, and reads both operands from shared memory,
+        # which moves 128 bytes a clock and is written meanwhile.
+        products = 8 * tile.columns / 2
+        moved = 8 * 32 * (64 + tile.columns) + 128 * (tile.rows + tile.columns)
+        waves = -(-(-(-m // tile.rows) * -(-n // tile.columns)) // target.num_sms)
+        stored = STORE_CLOCKS * tile.rows * tile.columns
+        return waves * (-(-k // 128) * max(products, moved / 128) + stored)
+
+    return min(_fitting(program, target), key=clocks)
+
+
+def linear_wgmma_block(program: RowProgram, target: CudaTarget) -> Block:
+    tile = tile_of(program, target)
     return Block(tile.rows, tile.columns, tile.threads, helpers=HELPERS, slab=SLAB_ROWS)
 
 
@@ -99,8 +134,8 @@ def linear_wgmma(
     groups = int(w_scale.meta["val"].shape[-1])
     by_group = form.w_scale != "row_major"
     assert by_group or groups == 1, "8-bit weights have a scale a channel"
-    group = in_features // groups if by_group else 0
-    kind = f"{form.codes}<{group}>" if by_group else form.codes
+    product = _product(anchor)
+    kind = f"{form.codes}<{product.group}>" if by_group else form.codes
     storages = printer.storages
     of_w = printer.pointer(
         storages.packed(w_scale, form.w_scale) if by_group else storages[w_scale]
@@ -120,8 +155,8 @@ def linear_wgmma(
         program,
         printer,
         params,
-        form.tile,
-        WarpgroupCodes(8, 4 if by_group else 8, group, False),
+        tile_of(program, target),
+        product,
         out_features,
         bias,
         context,

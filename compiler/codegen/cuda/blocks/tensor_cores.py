@@ -39,23 +39,28 @@ def tile_of(target: CudaTarget, program: RowProgram, product: Product, n: int, k
     room = epilogue_room(target, program)
     num_rows = program.region.layout.num_rows.upper()
     return choose_tile(
-        target, product, num_rows, n, k, lambda tile: room(tile, product.gemm_bytes(tile))
+        target,
+        product,
+        num_rows,
+        n,
+        k,
+        lambda tile: room(tile, product.gemm_bytes(tile), tile.slab_rows),
     )
 
 
-def epilogue_room(target: CudaTarget, program: RowProgram) -> Callable[[Tile, int], bool]:
+def epilogue_room(target: CudaTarget, program: RowProgram) -> Callable[[Tile, int, int], bool]:
     """Whether a tile holds whole blocks of the columns that the epilogue mixes, and shared memory has room beside so
-    many bytes of the product for what it keeps of a slab's rows."""
+    many bytes of the product for what it keeps of so many rows at a time."""
     places = column_places(program, WIDEST)
     assert places is not None, f"{program.region.anchor}: cut along its columns"
     mixed = max((place.together for place in places.values()), default=1)
     kept = [places[node] for node in program.resident]
 
-    def room(tile: Tile, gemm_bytes: int) -> bool:
+    def room(tile: Tile, gemm_bytes: int, slab_rows: int) -> bool:
         if tile.columns % mixed:
             return False
         row = sum(8 * tile.columns // place.block * place.elements + 8 for place in kept)
-        return gemm_bytes + tile.slab_rows * row <= target.shared_bytes_per_cta
+        return gemm_bytes + slab_rows * row <= target.shared_bytes_per_cta
 
     return room
 

@@ -6,18 +6,17 @@
 //
 // A CTA computes one tile after another: numbers cta_id(), cta_id() + num_ctas(), ... of TileOrder.
 //
-//   WgmmaGemm<Tile, Codes> gemm(shared)   Codes: gemm_wgmma_codes.h; Tile: GemmTile<128, 128, 8, 1,
-//                               stages, 1>. kThreads threads; kSharedBytes, aligned to 128
-//   gemm.begin()                all threads
-//   gemm.multiplies()           whether this thread holds sums. The others call
-//   gemm.feed(x, w, order)      for all tiles; these
-//   gemm.take()                 once; for each tile:
+//   WgmmaGemm<Tile, Codes> gemm(shared)   Codes: gemm_wgmma_codes.h; Tile: GemmTile<128, N, 8, 1,
+//                           stages, 1>, N 128 or 192. kThreads; kSharedBytes, aligned to 128
+//   gemm.begin()            all threads
+//   gemm.multiplies()       whether this thread holds sums. The others call
+//   gemm.feed(x, w, order)  for all tiles; these
+//   gemm.take()             once, and for each tile:
 //   gemm.multiply(k)
 //   gemm.scale(x, w, place, bias)   sums become results
-//   gemm.store_slab(s, tile)    for s = 0, 1: kSlabRows rows to shared memory, as Accumulators';
-//   the
-//                               caller stops after the last row that exists. tile = gemm.tile()
-//   gemm.sync()                 in place of cta_sync
+//   gemm.store_slab(s, gemm.tile())   for s < kSlabs: kSlabRows rows to shared memory, until all
+//                           that exist are; as Accumulators'
+//   gemm.sync()             in place of cta_sync
 //
 // Two warpgroups multiply. Of the third one warp copies, and where weights have 4 bits the others
 // widen them in shared memory. Activations are row-major and come by cp.async, 16 bytes a copy,
@@ -26,7 +25,7 @@
 //
 // Sums that are added to others every kPart of k leave the tensor cores to the other warpgroup
 // meanwhile. One CTA has an SM. Of its 168 registers a thread the third warpgroup gives to the
-// others: they have sums of both kinds, and what the epilogue needs.
+// others: they have sums of both kinds, and what the epilogue needs (of 256 columns, too little).
 #ifndef SVDQ_CUDA_GEMM_WGMMA_H
 #define SVDQ_CUDA_GEMM_WGMMA_H
 
@@ -53,10 +52,10 @@ template <class Tile_, class Codes>
 struct WgmmaGemm : Accumulators<Tile_> {
   using Tile = Tile_;
   using Base = Accumulators<Tile>;
+  using Sum = typename Codes::Sum;
   static constexpr bool kByGroup = Codes::kGroup != 0, kPromotes = Codes::kPart != 0;
   static constexpr int kConsumers = 256, kWideners = 96, kThreads = kConsumers + 32 + kWideners;
-  static constexpr int kRegisters = 216, kRegistersOfThird = 72;
-  static_assert(2 * kRegisters + kRegistersOfThird <= 3 * 168, "of 64 K registers");
+  static constexpr int kRegisters = (3 * 168 - Codes::kFeeders) / 16 * 8;  // of 64 K
   static constexpr int kBk = 128, kStages = Tile::STAGES, kLag = kStages - 2;
   static constexpr int kCore = 128, kRow8 = kBk / 16 * kCore;  // bytes of a matrix, of 8 rows
   // A stage: activations, weights as multiplied, as stored, scales as multiplied, as stored.
@@ -69,8 +68,8 @@ struct WgmmaGemm : Accumulators<Tile_> {
   static constexpr int kSlabs = 2, kSlabRows = Tile::BM / kSlabs;  // a warpgroup's
   static constexpr int kSlabAt = kStages * kStageBytes + kBarrierBytes;
   static constexpr int kSharedBytes = kSlabAt + kSlabRows * Tile::kLd * 4;
-  static_assert(Tile::BM == 128 && Tile::BN == 128 && Tile::kThreads == kConsumers,
-                "two warpgroups of 64 x 128");
+  static_assert(Tile::BM == 128 && Tile::kThreads == kConsumers, "two warpgroups of 64 rows");
+  static_assert(Tile::BN == 128 || !kByGroup, "scales lie 128 columns together");
   static_assert(Tile::WARPS_M == 8, "a warp has 16 rows, as wgmma's results do");
   static_assert(kStages >= 3 && 3 * 8 * kStages <= kBarrierBytes, "barriers");
 
@@ -103,7 +102,7 @@ struct WgmmaGemm : Accumulators<Tile_> {
   SVDQ_METHOD void take() { take_registers<kRegisters>(); }
 
   SVDQ_METHOD void feed(const WgmmaX& x, const WgmmaW& w, const TileOrder& order) {
-    give_registers<kRegistersOfThird>();
+    give_registers<Codes::kFeeders>();
     const int steps = static_cast<int>(ceil_div(x.k, kBk));
     if (thread_id() < kConsumers + 32) {
       copy(steps, x, w, order);
@@ -118,6 +117,8 @@ struct WgmmaGemm : Accumulators<Tile_> {
     const uint32_t rows = warp_uniform(warp_id()) / 4 * (64 / 8) * kRow8;
     const uint64_t a = wgmma_operand(stages + rows, kCore, kRow8);
     const uint64_t b = wgmma_operand(stages + kABytes, kCore, kRow8);
+    // From here on: they are not kept while the tile before is stored.
+    Sum sums[Tile::NT * 4] = {};
     if constexpr (kPromotes) Base::start();
     SVDQ_NO_UNROLL
     for (int step = 0; step < steps; ++step) {
@@ -128,15 +129,15 @@ struct WgmmaGemm : Accumulators<Tile_> {
         SVDQ_NO_UNROLL
         for (uint32_t part = 0; part < kBk / kPartK; ++part) {
           const uint32_t at = stage + part * (kPartK / 16 * kCore);
-          multiply_part<kPartK>(wgmma_advance(a, at), wgmma_advance(b, at), false);
+          multiply_part<kPartK>(sums, wgmma_advance(a, at), wgmma_advance(b, at), false);
           wgmma_wait<0>();
           if (!kByGroup) release(now.stage);
-          promote(scales);
+          promote(sums, scales);
           scales += Tile::BN;
         }
         if (kByGroup) release(now.stage);
       } else {
-        multiply_part<kBk>(wgmma_advance(a, stage), wgmma_advance(b, stage), step > 0);
+        multiply_part<kBk>(sums, wgmma_advance(a, stage), wgmma_advance(b, stage), true);
         wgmma_wait<1>();  // the step before this one: its stage is free
         if (step > 0) release(before(now.stage));
       }
@@ -145,6 +146,8 @@ struct WgmmaGemm : Accumulators<Tile_> {
     if constexpr (!kPromotes) {
       wgmma_wait<0>();
       release(before(now.stage));
+      Base::for_each_sum([&](float& acc, int, int j, int c)
+                             SVDQ_LAMBDA { acc = static_cast<float>(sums[4 * j + c]); });
     }
   }
 
@@ -157,10 +160,6 @@ struct WgmmaGemm : Accumulators<Tile_> {
     SVDQ_UNROLL
     for (int j = 0; j < Tile::NT; ++j) {
       float (&acc)[4] = Base::acc[0][j];
-      if constexpr (!kPromotes) {
-        SVDQ_UNROLL
-        for (int c = 0; c < 4; ++c) acc[c] = static_cast<float>(sums[4 * j + c]);
-      }
       SVDQ_UNROLL
       for (int i = 0; i < 2; ++i) {
         const int64_t column = place.column + Base::column_of(j) + i;
@@ -189,8 +188,6 @@ struct WgmmaGemm : Accumulators<Tile_> {
   }
 
  private:
-  using Sum = typename Codes::Sum;
-
   // A stage of the ring, and the parity of the phase that its barriers are in.
   struct Place {
     int stage = 0;
@@ -201,13 +198,12 @@ struct WgmmaGemm : Accumulators<Tile_> {
     }
   };
 
-  Sum sums[Tile::NT * 4];
   Place now;  // from tile to tile
 
   static constexpr int kPartK = kPromotes ? Codes::kPart : kBk;
 
   template <int K>
-  SVDQ_METHOD void multiply_part(uint64_t a, uint64_t b, bool onto) {
+  SVDQ_METHOD void multiply_part(Sum (&sums)[Tile::NT * 4], uint64_t a, uint64_t b, bool onto) {
     wgmma_fence();
     SVDQ_UNROLL
     for (int i = 0; i < K / 32; ++i) {
@@ -218,7 +214,7 @@ struct WgmmaGemm : Accumulators<Tile_> {
   }
 
   // scales: of a group, by column, in scale_wgmma's order.
-  SVDQ_METHOD void promote(const float* scales) {
+  SVDQ_METHOD void promote(const Sum (&sums)[Tile::NT * 4], const float* scales) {
     float4 of_columns = {1.0f, 1.0f, 1.0f, 1.0f};
     SVDQ_UNROLL
     for (int j = 0; j < Tile::NT; ++j) {
@@ -244,24 +240,21 @@ struct WgmmaGemm : Accumulators<Tile_> {
   // The copying warp. Activations of a step are announced when the copies of kLag later ones are
   // under way; one stage more is what the warpgroups multiply, and one what they multiplied last.
   SVDQ_METHOD void copy(int steps, const WgmmaX& x, const WgmmaW& w, const TileOrder& order) {
-    const int lane = static_cast<int>(lane_id());
-    const int64_t codes_of_tile = int64_t{steps} * (kByGroup ? kNibbleBytes : kBBytes);
     const int64_t scales_of_tile = round_up(w.groups, 4) * Tile::BN * 2;
     Place announced;
     int ahead = 0;
     SVDQ_NO_UNROLL
     for (uint32_t tile = cta_id(); tile < order.tiles; tile += num_ctas()) {
       const TilePlace place = order.place<Tile>(tile);
-      const int64_t column_tile = place.column / Tile::BN;
       const char* const codes = static_cast<const char*>(x.codes) + place.row * x.k;
-      const char* weights = static_cast<const char*>(w.codes) + column_tile * codes_of_tile;
-      const char* scales = reinterpret_cast<const char*>(w.scale) + column_tile * scales_of_tile;
+      const char* weights = weights_of_lane(w, place.column, steps);
+      const char* scales =
+          reinterpret_cast<const char*>(w.scale) + place.column / Tile::BN * scales_of_tile;
       SVDQ_NO_UNROLL
       for (int step = 0; step < steps; ++step) {
         mbarrier_wait(empty + now.stage, now.parity ^ 1);
-        if (lane == 0) copy_weights(now.stage, weights, scales);
-        warp_sync();
-        weights += kByGroup ? kNibbleBytes : kBBytes;
+        copy_weights(now.stage, weights, scales);
+        weights += 2 * kHalf;
         scales += 2 * kScales;
         copy_rows(codes, x.rows - place.row, x.k, int64_t{step} * kBk);
         cp_async_commit();
@@ -298,22 +291,28 @@ struct WgmmaGemm : Accumulators<Tile_> {
     }
   }
 
+  // Weights lie 128 columns together; a lane copies 64 of a tile's, as there are.
+  static constexpr int kHalf = 64 * kBk / (kByGroup ? 2 : 1);
+  SVDQ_METHOD static const char* weights_of_lane(const WgmmaW& w, int64_t column, int steps) {
+    const int64_t mine = column / 64 + lane_id() % (Tile::BN / 64);
+    const int64_t half = min_i64(mine, ceil_div(w.columns, 128) * 2 - 1);
+    return static_cast<const char*>(w.codes) + (half / 2 * steps * 2 + half % 2) * kHalf;
+  }
   SVDQ_METHOD void copy_weights(int at, const char* weights, const char* scales) {
-    char* const stage = stages + at * kStageBytes;
-    if constexpr (kByGroup) {
-      mbarrier_arrive_expect(stored + at, kNibbleBytes + 2 * kScales);
-      bulk_copy(stage + kNibbles, weights, kNibbleBytes, stored + at);
-      bulk_copy(stage + kStored, scales, 2 * kScales, stored + at);
-    } else {
-      mbarrier_arrive_expect(full + at, kBBytes);
-      bulk_copy(stage + kABytes, weights, kBBytes, full + at);
+    char* const to = stages + at * kStageBytes + (kByGroup ? kNibbles : kABytes);
+    uint64_t* const come = (kByGroup ? stored : full) + at;
+    const uint32_t lane = lane_id();
+    if (lane == 0) mbarrier_arrive_expect(come, Tile::BN / 64 * kHalf + 2 * kScales);
+    warp_sync();
+    if (lane < Tile::BN / 64) bulk_copy(to + lane * kHalf, weights, kHalf, come);
+    if (kByGroup && lane == 0) {
+      bulk_copy(stages + at * kStageBytes + kStored, scales, 2 * kScales, come);
     }
   }
 
   // The widening warps: a nibble becomes the high half of a byte, a scale f32.
   SVDQ_METHOD void widen(int steps) {
     const int thread = static_cast<int>(thread_id()) - kConsumers - 32;
-    SVDQ_NO_UNROLL
     for (int step = 0; step < steps; ++step) {
       char* const stage = stages + now.stage * kStageBytes;
       mbarrier_wait(stored + now.stage, now.parity);

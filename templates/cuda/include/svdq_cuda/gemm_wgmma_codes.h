@@ -9,10 +9,11 @@
 //   Sum        the type of wgmma's sums
 //   kPart      k after which they are added to the f32 sums; 0: never
 //   kGroup     k that share a weight scale, which is then part of what is added; 0: all
+//   kFeeders   registers of a thread that copies or widens; what they leave is the others'
 //   kUnit      what the final sums are multiplied with: 4-bit codes are the high halves of bytes
 //
-// Weights lie in memory stage by stage, 128 columns by 128 k, a bulk copy each
-// (targets/cuda_layouts_wgmma.py); N and K are padded to 128 with zeros:
+// Weights lie in memory stage by stage, 128 columns by 128 k (targets/cuda_layouts_wgmma.py), and
+// come 64 columns a bulk copy; N and K are padded to 128 with zeros:
 //   "s8_wgmma", "e4m3_wgmma"  [N/128, K/128, 16, 8, 8, 16]: core matrices as wgmma.h reads them
 //   "s4_wgmma"                [N/128, K/128, 16, 4, 8, 16]: byte i of a row's piece of 32 k has k =
 //   i
@@ -29,7 +30,7 @@ namespace svdq {
 
 struct WgmmaS8 {
   using Sum = int32_t;
-  static constexpr int kPart = 0, kGroup = 0;
+  static constexpr int kPart = 0, kGroup = 0, kFeeders = 40;
   static constexpr float kUnit = 1.0f;
 
   template <int N>
@@ -40,7 +41,7 @@ struct WgmmaS8 {
 
 struct WgmmaE4m3 {
   using Sum = float;
-  static constexpr int kPart = 128, kGroup = 0;
+  static constexpr int kPart = 128, kGroup = 0, kFeeders = 56;
   static constexpr float kUnit = 1.0f;
 
   template <int N>
@@ -52,7 +53,7 @@ struct WgmmaE4m3 {
 template <int GROUP>
 struct WgmmaS8S4 : WgmmaS8 {
   static_assert(GROUP == 32 || GROUP == 64 || GROUP == 128, "group");
-  static constexpr int kPart = GROUP, kGroup = GROUP;
+  static constexpr int kPart = GROUP, kGroup = GROUP, kFeeders = 72;
   static constexpr float kUnit = 0x1p-4f;  // |sum| <= 128 * 128 * 127 << 24: exact as f32
 };
 

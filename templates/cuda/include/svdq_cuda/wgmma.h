@@ -1,8 +1,8 @@
 // wgmma.h: products by a warpgroup (four warps, 128 threads) with both operands in shared memory,
 // D += A B, for sm_90a.
 //
-// A is 64 rows, B N columns (64, 128 or 256), both K-major: 32 bytes of k at once. An operand lies
-// in shared memory as core matrices of 8 rows (columns) by 16 bytes, 128 bytes together:
+// A is 64 rows, B N columns (64, 128, 192 or 256), both K-major: 32 bytes of k at once. An operand
+// lies in shared memory as core matrices of 8 rows (columns) by 16 bytes, 128 bytes together:
 //
 //   byte k of row r is at  start + r / 8 * row_step + k / 16 * k_step + r % 8 * 16 + k % 16
 //   wgmma_operand(start, k_step, row_step)   describes it; start aligned to 16, steps multiples of

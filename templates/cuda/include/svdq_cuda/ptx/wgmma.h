@@ -41,6 +41,12 @@ SVDQ_INLINE void wgmma_wait() {
 #define SVDQ_REGISTERS_32 SVDQ_TEN() SVDQ_TEN(1) SVDQ_TEN(2) "%30, %31"
 #define SVDQ_REGISTERS_64 \
   SVDQ_TEN() SVDQ_TEN(1) SVDQ_TEN(2) SVDQ_TEN(3) SVDQ_TEN(4) SVDQ_TEN(5) "%60, %61, %62, %63"
+#define SVDQ_REGISTERS_96 \
+  SVDQ_TEN()              \
+  SVDQ_TEN(1)             \
+  SVDQ_TEN(2)             \
+  SVDQ_TEN(3)             \
+  SVDQ_TEN(4) SVDQ_TEN(5) SVDQ_TEN(6) SVDQ_TEN(7) SVDQ_TEN(8) "%90, %91, %92, %93, %94, %95"
 #define SVDQ_REGISTERS_128 \
   SVDQ_TEN()               \
   SVDQ_TEN(1)              \
@@ -56,6 +62,7 @@ SVDQ_INLINE void wgmma_wait() {
 #define SVDQ_IN_OUT_32(C, i) \
   SVDQ_IN_OUT_8(C, i), SVDQ_IN_OUT_8(C, i + 8), SVDQ_IN_OUT_8(C, i + 16), SVDQ_IN_OUT_8(C, i + 24)
 #define SVDQ_IN_OUT_64(C, i) SVDQ_IN_OUT_32(C, i), SVDQ_IN_OUT_32(C, i + 32)
+#define SVDQ_IN_OUT_96(C, i) SVDQ_IN_OUT_64(C, i), SVDQ_IN_OUT_32(C, i + 64)
 #define SVDQ_IN_OUT_128(C, i) SVDQ_IN_OUT_64(C, i), SVDQ_IN_OUT_64(C, i + 64)
 
 // N columns, R = N / 2 registers, numbers of the operands that follow them.
@@ -70,12 +77,14 @@ SVDQ_INLINE void wgmma_wait() {
 #define SVDQ_WGMMA_SIZES(FUNCTION, T, C, SHAPE, TYPES, SCALES)                       \
   SVDQ_WGMMA(FUNCTION, T, C, 64, 32, 33, 34, SHAPE, TYPES, SCALES)                   \
   SVDQ_WGMMA(FUNCTION, T, C, 128, 64, 65, 66, SHAPE, TYPES, SCALES)                  \
+  SVDQ_WGMMA(FUNCTION, T, C, 192, 96, 97, 98, SHAPE, TYPES, SCALES)                  \
   SVDQ_WGMMA(FUNCTION, T, C, 256, 128, 129, 130, SHAPE, TYPES, SCALES)               \
   template <int N>                                                                   \
   SVDQ_INLINE void FUNCTION(T(&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) { \
-    static_assert(N == 64 || N == 128 || N == 256, "columns of wgmma");              \
+    static_assert(N == 64 || N == 128 || N == 192 || N == 256, "columns of wgmma");  \
     if constexpr (N == 64) FUNCTION##_64(d, a, b, accumulate);                       \
     if constexpr (N == 128) FUNCTION##_128(d, a, b, accumulate);                     \
+    if constexpr (N == 192) FUNCTION##_192(d, a, b, accumulate);                     \
     if constexpr (N == 256) FUNCTION##_256(d, a, b, accumulate);                     \
   }
 
@@ -86,10 +95,12 @@ SVDQ_WGMMA_SIZES(wgmma_bf16, float, "f", "k16", ".f32.bf16.bf16", ", 1, 1, 0, 0"
 #undef SVDQ_WGMMA_SIZES
 #undef SVDQ_WGMMA
 #undef SVDQ_IN_OUT_128
+#undef SVDQ_IN_OUT_96
 #undef SVDQ_IN_OUT_64
 #undef SVDQ_IN_OUT_32
 #undef SVDQ_IN_OUT_8
 #undef SVDQ_REGISTERS_128
+#undef SVDQ_REGISTERS_96
 #undef SVDQ_REGISTERS_64
 #undef SVDQ_REGISTERS_32
 #undef SVDQ_TEN
