@@ -24,6 +24,7 @@ from svdqc.compiler.quantize.ops_formats import linear_coded, quantize
 from svdqc.compiler.targets.cuda import SM_80, SM_89, SM_90A, SM_100A, CudaTarget
 
 SEED = 23
+NORM_EPS = 1e-6
 aten = torch.ops.aten
 RANGES = {"int8": ("symmetric", "int"), "fp8": ("absmax", "e4m3"), "w4a8": ("symmetric", "int")}
 
@@ -38,10 +39,11 @@ class Case:
     rotate: bool = False
     group: int = 64  # of w4a8
     bias: bool = True
+    head_dim: int = 0  # of the heads that are normalised after GELU
 
 
 class Linear:
-    """One coded linear with GELU behind it: its operands, and what the reference ops give."""
+    """One coded linear with GELU behind it, perhaps norms of heads: its operands, and what the reference ops give."""
 
     def __init__(self, case: Case, number: int) -> None:
         made = torch.Generator().manual_seed(SEED + number)
@@ -73,14 +75,25 @@ class Linear:
         parts = [b.call(operator.getitem, coded, i) for i in range(3)]
         weights = [node.get(name) for name in ("w_codes", "w_scale", "up", "bias")]
         y = b.call(linear_coded, *parts, *weights, self.case.precision, 1.0)
-        return b.call(aten.gelu.default, y, approximate="tanh") if gelu else y
+        y = b.call(aten.gelu.default, y, approximate="tanh") if gelu else y
+        if not self.case.head_dim:
+            return y
+        heads = b.call(aten.view.default, y, [self.case.m, -1, self.case.head_dim])
+        mean = b.call(aten.mean.dim, b.call(aten.mul.Tensor, heads, heads), [2], True)
+        root = b.call(aten.rsqrt.default, b.call(aten.add.Tensor, mean, NORM_EPS))
+        y = b.call(aten.mul.Tensor, heads, root)
+        return b.call(aten.view.default, y, [self.case.m, self.case.n])
 
     def wanted(self) -> Tensor:
         t = self.tensors
         given = quantize(self.x, t["inv_smooth"], t["down"], *self.attributes)
         of_layer = (t["w_codes"], t["w_scale"], t["up"], t.get("bias"))
         y = linear_coded(*given, *of_layer, self.case.precision, 1.0)
-        return torch.nn.functional.gelu(y, approximate="tanh")
+        y = torch.nn.functional.gelu(y, approximate="tanh")
+        if not self.case.head_dim:
+            return y
+        heads = y.view(self.case.m, -1, self.case.head_dim)
+        return (heads * (heads.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()).view(y.shape)
 
 
 TWO_SMS = replace(SM_90A, num_sms=2)
@@ -90,6 +103,8 @@ ON_WARPGROUPS = [
     Case("int8", 200, 136, 256, rank=0, rotate=True),
     Case("fp8", FEWEST_ROWS, 40, 208, bias=False),
     Case("fp8", 200, 136, 256, rank=32, rotate=True),
+    Case("int8", 70, 192, 128, head_dim=64),
+    Case("fp8", 130, 384, 128, rank=0, head_dim=128),
     Case("w4a8", FEWEST_ROWS, 40, 192),
     Case("w4a8", 200, 136, 256, rank=0, group=128, rotate=True),
     Case("w4a8", 130, 129, 160, group=32, bias=False),
