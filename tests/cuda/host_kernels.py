@@ -48,6 +48,10 @@ class HostKernels:
             self._library = ctypes.CDLL(file.name)
         self._library.svdq_host_error.restype = ctypes.c_char_p
 
+    @classmethod
+    def require(cls, tensor_op: str) -> None:
+        """Skip the test where kernels run on a GPU without this operation (targets/cuda.py); here all are."""
+
     def info(self, name: str) -> KernelInfo:
         words = (ctypes.c_uint32 * 4).in_dll(self._library, f"{name}_info")
         return KernelInfo(*words)

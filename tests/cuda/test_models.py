@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.compiler.programs import canonical
 from tests.compiler.test_zoo import DYNAMIC, eager, inputs, relative, wide
+from tests.cuda.host_kernels import HostKernels
 from tests.cuda.host_runner import PlanRunner
 from torch import Tensor
 
@@ -65,6 +66,8 @@ def test_float32_at_smallest_and_largest(name: str) -> None:
 )
 def test_4_bits(name: str, precision: Precision, target: CudaTarget) -> None:
     """As the reference computes it, in every order of the threads."""
+    if precision == "nvfp4":
+        HostKernels.require("nvfp4" if target is SM_120A else "tcgen05_nvfp4")
     model, given = wide(name), inputs(name)
     recipe = Recipe(precision=precision, rank=16, modulation="keep")
     found = canonical(model, given, precision=precision, rank=16, modulation="keep")
