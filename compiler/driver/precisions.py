@@ -9,13 +9,18 @@ from svdqc.compiler.quantize.schemes import SCHEMES
 from svdqc.compiler.targets.cuda import CUDA_TARGETS, CudaTarget
 from svdqc.errors import SvdqcError
 
-PRECISIONS_OF = {
-    "cpu": (*SCHEMES, "none"),
-    "cuda": ("int4", "int8", "w4a8", "w4a16", "nf4", "none"),
+ON_CPUS = (*SCHEMES, "none")
+"""Every precision."""
+ON_GPUS = {
+    "int4": {"s4", "s8"},
+    "nvfp4": {"nvfp4", "tcgen05_nvfp4"},
+    "int8": {"wgmma_s8", "s8"},
+    "w4a8": {"wgmma_s8", "s8"},
+    "w4a16": {"f16"},
+    "nf4": {"f16"},
+    "none": {"f16"},
 }
-"""By the target's kind: what comes before the colon. Every precision runs on CPUs; GPUs have more by architecture."""
-BLOCK_SCALED = frozenset({"nvfp4", "tcgen05_nvfp4"})
-"""Tensor-core operations that multiply NVFP4 (targets/cuda.py)."""
+"""Precisions that have kernels: there are some for each of these tensor-core operations, and one is enough."""
 
 
 class UnsupportedPrecision(SvdqcError):
@@ -23,31 +28,20 @@ class UnsupportedPrecision(SvdqcError):
 
 
 def precisions_on(target: str) -> list[str]:
-    """What all of the named targets can run."""
-    parts = [_precisions_of(part.strip()) for part in target.split(",")]
-    return [p for p in PRECISIONS_OF["cpu"] if all(p in part for part in parts)]
+    """What all of the named targets can run; "cuda" alone may be any GPU."""
+    names = [name.strip() for name in target.split(",") if name.strip().startswith("cuda")]
+    gpus = [gpu for name in names for gpu in CUDA_TARGETS if name in ("cuda", *gpu.names)]
+    return [p for p in ON_CPUS if all(p in _precisions_of(gpu) for gpu in gpus)]
 
 
-def _precisions_of(name: str) -> tuple[str, ...]:
-    """Of one target; `cuda` without an architecture has what all of them have."""
-    if not name.startswith("cuda"):
-        return PRECISIONS_OF["cpu"]
-    more = ("nvfp4",) if _multiplies_nvfp4(name) else ()
-    return (*PRECISIONS_OF["cuda"], *more)
-
-
-def _multiplies_nvfp4(name: str) -> bool:
-    target = _cuda_target(name.strip())
-    return target is not None and bool(BLOCK_SCALED & target.tensor_ops)
-
-
-def _cuda_target(name: str) -> CudaTarget | None:
-    return next((t for t in CUDA_TARGETS if name in (t.name, t.name.removesuffix("a"))), None)
+def _precisions_of(target: CudaTarget) -> set[str]:
+    return {p for p, operations in ON_GPUS.items() if operations & target.tensor_ops}
 
 
 def best_precision(target: str) -> str:
-    """What "auto" is: nvfp4 where every target has tensor cores for it, else int4, which all of them run."""
-    return "nvfp4" if all(map(_multiplies_nvfp4, target.split(","))) else "int4"
+    """What "auto" is: nvfp4 where every target is a GPU with tensor cores for it, else int4, which all of them run."""
+    is_gpu = all(name.strip().startswith("cuda") for name in target.split(","))
+    return "nvfp4" if is_gpu and "nvfp4" in precisions_on(target) else "int4"
 
 
 def resolved(recipe: Recipe, target: str) -> Recipe:

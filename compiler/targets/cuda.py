@@ -44,6 +44,11 @@ class CudaTarget:
         return f"cuda:{self.arch}"
 
     @property
+    def names(self) -> tuple[str, str]:
+        """How a user may call it."""
+        return self.name, self.name.removesuffix("a")
+
+    @property
     def has_async_copies(self) -> bool:
         """cp.async, and 16-bit tensor cores with bf16."""
         return self.compute_capability >= (8, 0)
@@ -130,7 +135,7 @@ def parse_cuda_target(text: str, capabilities: Iterable[tuple[int, int]] = ()) -
             )
         return target
     for target in CUDA_TARGETS:
-        if text in (target.name, target.name.removesuffix("a")):
+        if text in target.names:
             return target
     raise UnknownCudaTarget(
         "compile", text, "no such target in this version", f"use cuda or {known}"

@@ -16,12 +16,24 @@ from typing import Any
 
 import numpy as np
 
+from svdqc.compiler.targets.cuda import CudaTarget
 from svdqc.compiler.targets.cuda_host import build_host
 
 # Orders in which fibres run: lowest thread first, highest first, pseudo-random.
 SCHEDULES = (0, 1, 12345)
 
 num_launches = 0  # of this process; tests/cuda/conftest.py counts them
+gpu: CudaTarget | None = None  # that launches run on (tests/gpu/on_gpu.py); None: the host back end
+
+
+def has(operation: str) -> bool:
+    """Whether launches may use a tensor-core operation (CudaTarget.tensor_ops): the host back end has all."""
+    return gpu is None or operation in gpu.tensor_ops
+
+
+def machine(target: CudaTarget) -> CudaTarget:
+    """What to generate code for: `target`, or the GPU that launches run on."""
+    return target if gpu is None else gpu
 
 
 class LaunchFailed(Exception):
@@ -47,10 +59,6 @@ class HostKernels:
             file.flush()
             self._library = ctypes.CDLL(file.name)
         self._library.svdq_host_error.restype = ctypes.c_char_p
-
-    @classmethod
-    def require(cls, tensor_op: str) -> None:
-        """Skip the test where kernels run on a GPU without this operation (targets/cuda.py); here all are."""
 
     def info(self, name: str) -> KernelInfo:
         words = (ctypes.c_uint32 * 4).in_dll(self._library, f"{name}_info")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.cuda.host_kernels import SCHEDULES, HostKernels
+from tests.cuda.host_kernels import SCHEDULES, HostKernels, has
 from tests.cuda.nvfp4_products import Product
 
 from svdqc.compiler.codegen.cuda.blocks.linear_nvfp4 import TILE
@@ -45,7 +45,8 @@ def way_of(name: str) -> Way:
 
 @cache
 def kernels_of(way: Way) -> HostKernels:
-    HostKernels.require(way.tensor_op)
+    if not has(way.tensor_op):
+        pytest.skip("a GPU without these tensor cores")
     listed = [
         f"X({name}, {way.gemm}, {tile.cpp.removeprefix('svdq::GemmTile<').removesuffix('>')})"
         for name, tile in KERNELS.items()

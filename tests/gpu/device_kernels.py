@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 from tests.cuda import host_kernels
 
 from svdqc.compiler.targets.cuda import CudaTarget, target_for
@@ -47,11 +46,6 @@ class OnGpu:
 
 class DeviceKernels(host_kernels.HostKernels):
     """HostKernels whose launches run on the GPU; the host's build only says what each kernel was compiled for."""
-
-    @classmethod
-    def require(cls, tensor_op: str) -> None:
-        if tensor_op not in OnGpu.get().target.tensor_ops:
-            pytest.skip(f"{OnGpu.get().target.name} has no {tensor_op}")
 
     def __init__(self, sources: Mapping[str, str]) -> None:
         super().__init__(sources)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.cuda import host_kernels
-from tests.gpu.device_kernels import DeviceKernels
+from tests.gpu.device_kernels import DeviceKernels, OnGpu
 
 setattr(host_kernels, "HostKernels", DeviceKernels)  # noqa: B010
+host_kernels.gpu = OnGpu.get().target
