@@ -11,16 +11,17 @@ import torch
 from tests.cuda.host_kernels import SCHEDULES, HostKernels, has
 from tests.cuda.nvfp4_products import Product
 
-from svdqc.compiler.codegen.cuda.blocks.linear_nvfp4 import TILE
+from svdqc.compiler.codegen.cuda.blocks.linear_nvfp4 import TCGEN05_TILES, tcgen05_tile
 from svdqc.compiler.codegen.cuda.tiles import TILES, Nvfp4, Tile
-from svdqc.compiler.targets.cuda import SM_120A
+from svdqc.compiler.targets.cuda import SM_100A, SM_120A
 from svdqc.compiler.targets.cuda_layouts import UnpackableCudaWeight
 from svdqc.compiler.targets.layouts import pack, packed_bytes, unpack
 
 SOURCE = Path(__file__).resolve().parent / "cu" / "gemm_nvfp4.cu"
 BY_WARPS = {f"t{t.rows}x{t.columns}": t for t in TILES if Nvfp4().fits(t, SM_120A)}
-KERNELS: dict[str, Tile] = {**BY_WARPS, "tcgen05": TILE}
-BOTH = ("t64x64", "tcgen05")
+BY_TCGEN05 = {f"tcgen05_{t.rows}x{t.columns}": t for t in TCGEN05_TILES}
+KERNELS: dict[str, Tile] = {**BY_WARPS, **BY_TCGEN05}
+BOTH = ("t64x64", "tcgen05_128x64")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ TCGEN05 = Way(
 
 
 def way_of(name: str) -> Way:
-    return TCGEN05 if name == "tcgen05" else WARPS
+    return TCGEN05 if name in BY_TCGEN05 else WARPS
 
 
 @cache
@@ -99,13 +100,18 @@ def test_gemm_nvfp4__largest_codes(name: str) -> None:
     assert (run(product, name) == 36.0 * 2048).all()
 
 
-@pytest.mark.parametrize("name", ["t128x128", "tcgen05"])
+@pytest.mark.parametrize("name", ["t128x128", "tcgen05_128x128"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_gemm_nvfp4__any_order_of_threads(schedule: int, name: str) -> None:
     product = Product(130, 130, 1088)
     first = run(product, name)
     product.check(first)
     assert torch.equal(run(product, name, schedule), first)
+
+
+def test_tcgen05_tile__narrow_where_wide_ones_leave_processors_idle() -> None:
+    assert tcgen05_tile(SM_100A, 4608, 9216, 3072).columns == 128
+    assert tcgen05_tile(SM_100A, 1024, 1152, 1152).columns == 64
 
 
 @pytest.mark.parametrize("shape", [(1, 16), (32, 64), (33, 80), (130, 256)])

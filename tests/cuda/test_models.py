@@ -19,7 +19,7 @@ from svdqc.compiler.passes.linear_groups import linear_groups
 from svdqc.compiler.passes.select_layers import quantized_groups
 from svdqc.compiler.passes.svdquant import svdquant
 from svdqc.compiler.quantize.recipe import Precision, Recipe
-from svdqc.compiler.targets.cuda import SM_75, SM_80, SM_90A, SM_100A, SM_120A, CudaTarget
+from svdqc.compiler.targets.cuda import SM_75, SM_80, SM_90A, SM_120A, CudaTarget
 from svdqc.frontends.spec import walk
 
 FLOAT32 = 3e-5
@@ -61,13 +61,12 @@ def test_float32_at_smallest_and_largest(name: str) -> None:
         ("flux", "int4", SM_80),
         ("unet", "int4", SM_80),
         ("dit", "nvfp4", SM_120A),
-        ("dit", "nvfp4", SM_100A),
     ],
     ids=lambda value: value.arch if isinstance(value, CudaTarget) else value,
 )
 def test_4_bits(name: str, precision: Precision, target: CudaTarget) -> None:
     """As the reference computes it, in every order of the threads."""
-    if precision == "nvfp4" and not has("nvfp4" if target is SM_120A else "tcgen05_nvfp4"):
+    if precision == "nvfp4" and not has("nvfp4"):
         pytest.skip("a GPU without tensor cores for it")
     model, given = wide(name), inputs(name)
     recipe = Recipe(precision=precision, rank=16, modulation="keep")

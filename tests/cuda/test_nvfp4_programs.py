@@ -93,18 +93,21 @@ def test_linear_nvfp4__instructions(gate_loop: GateLoop) -> None:
     gate_loop(kernel, "OMMA.SF.16864", 16.0)
 
 
-def test_linear_nvfp4__tcgen05_instructions(gate_loop: GateLoop) -> None:
-    """Products, scales and sums by tcgen05. The issuing warp has 64 clocks for 128 x 128 x 64 at full rate."""
-    kernel = _product(SM_100A)
+@pytest.mark.parametrize("rows", [2048, 128])
+def test_linear_nvfp4__tcgen05_instructions(rows: int, gate_loop: GateLoop) -> None:
+    """Products, scales and sums by tcgen05, in tiles of 128 columns and of 64. At full rate an operation of 128 takes
+    64 clocks, in which the issuing warp does its share of everything; narrow tiles leave the SM time."""
+    kernel = _product(SM_100A, rows)
+    assert ("128x64" in kernel.name) == (rows == 128)
     for opcode in ("UTCOMMA.4X", "UTCCP.T.S.4x32dp128bit", "UTCBAR", "UBLKCP", "LDTM", "STTM"):
         kernel.require_opcode(opcode)
     kernel.require_clean(max_registers=128)
     gate_loop(kernel, "UTCOMMA", 64.0)
 
 
-def _product(target: CudaTarget) -> Sass:
+def _product(target: CudaTarget, rows: int = 2048) -> Sass:
     """A linear with a branch and a residual; what codes its rows is held to the same limits."""
-    case = Case(2048, 3072, 1024, 32, epilogue="gate_residual")
+    case = Case(rows, 3072, 1024, 32, epilogue="gate_residual")
     _, _, _, lowered = lowered_linears([case], target)
     found = {}
     for entry in lowered.plan.kernels:
