@@ -29,30 +29,20 @@ class UnsupportedPrecision(SvdqcError):
 
 
 def precisions_on(target: str) -> list[str]:
-    """What all of the named targets can run."""
-    gpus = [gpu for name in _names(target) for gpu in _gpus(name)]
+    """What all of the named targets can run; "cuda" alone may be any GPU."""
+    names = [name.strip() for name in target.split(",") if name.strip().startswith("cuda")]
+    gpus = [gpu for name in names for gpu in CUDA_TARGETS if name in ("cuda", *gpu.names)]
     return [p for p in ON_CPUS if all(p in _precisions_of(gpu) for gpu in gpus)]
-
-
-def best_precision(target: str) -> str:
-    """What "auto" is: nvfp4 where every target has tensor cores for it, else int4, which all of them run."""
-    only_gpus = all(map(_gpus, _names(target)))
-    return "nvfp4" if only_gpus and "nvfp4" in precisions_on(target) else "int4"
-
-
-def _names(target: str) -> list[str]:
-    return [name.strip() for name in target.split(",")]
-
-
-def _gpus(name: str) -> list[CudaTarget]:
-    """The architectures that a target's name stands for: none if it is a CPU; "cuda" may be any."""
-    if not name.startswith("cuda"):
-        return []
-    return [gpu for gpu in CUDA_TARGETS if name in ("cuda", *gpu.names)]
 
 
 def _precisions_of(target: CudaTarget) -> set[str]:
     return {p for p, operations in ON_GPUS.items() if operations & target.tensor_ops}
+
+
+def best_precision(target: str) -> str:
+    """What "auto" is: nvfp4 where every target is a GPU with tensor cores for it, else int4, which all of them run."""
+    is_gpu = all(name.strip().startswith("cuda") for name in target.split(","))
+    return "nvfp4" if is_gpu and "nvfp4" in precisions_on(target) else "int4"
 
 
 def resolved(recipe: Recipe, target: str) -> Recipe:

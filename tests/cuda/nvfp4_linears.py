@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from tests.compiler.programs import ProgramBuilder
 from tests.cuda.host_runner import PlanRunner
+from tests.cuda.nvfp4_products import e2m1_rounding
 from tests.cuda.test_gemm_programs import EPILOGUES
 from torch import Tensor
 from torch.fx import Node
@@ -90,10 +91,10 @@ class LinearNvfp4:
         want = x @ w.T + (x_hat @ down.T) @ up.T + added
         branch = (x_hat.abs() @ down.abs().T) @ up.abs().T
         size = x.abs() @ w.abs().T + branch + added.abs()
-        # A rounding for each group of 16, each product of the branch (of two halves) and the bias.
-        sums = (case.k / 16 + 2 * case.rank + 3) * size + (case.k + 3) * branch
+        # Beside the products a rounding for each of the branch (of two halves) and the bias.
+        sums = (2 * case.rank + 3) * size + (case.k + 3) * branch
         epilogue = EPILOGUES[case.epilogue]
-        bound = epilogue.slope * (EPS * sums + 2.0**-16 * branch)
+        bound = epilogue.slope * (e2m1_rounding(case.k) * size + EPS * sums + 2.0**-16 * branch)
         want = epilogue.tensors(want, self.other.double())
         bound += 8 * EPS * (want.abs() + size)
         miss = (got.double() - want).abs()

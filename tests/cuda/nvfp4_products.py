@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from tests.cuda import host_kernels
 from tests.cuda.host_kernels import HostKernels, guarded, margins_untouched
 from torch import Tensor
 
@@ -15,6 +16,14 @@ SEED = 31
 EPS = 2.0**-24
 VALUES = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12, -1, -2, -3, -4, -6, -8, -12])
 """E2M1, doubled."""
+
+
+def e2m1_rounding(k: int) -> float:
+    """How far a sum of k products may be off, as a part of the sum of their magnitudes.
+
+    The host rounds once for 16 of them. Of tensor cores mma.h assumes no more than 2^-22 for each.
+    """
+    return EPS * k / 16 if host_kernels.gpu is None else 2.0**-22 * k
 
 
 def padded(rows: Tensor, multiple: int) -> Tensor:
@@ -53,7 +62,7 @@ class Product:
         low, up, bias = self.low.double(), self.up.double(), self.bias.double()
         branch = low.abs() @ up.abs().T
         size = x.abs() @ w.abs().T + branch + bias.abs()
-        bound = EPS * (self.k / 16 + 2 * self.rank + 3) * size + 2.0**-17 * branch
+        bound = (e2m1_rounding(self.k) + EPS * (2 * self.rank + 3)) * size + 2.0**-17 * branch
         return x @ w.T + low @ up.T + bias, bound
 
     def operands(self, w_layout: str, scale_layout: str) -> list[np.ndarray]:  # type: ignore[type-arg]
@@ -91,7 +100,7 @@ class Product:
         want, bound = self.expected()
         miss = (got.double() - want).abs()
         assert (miss <= bound).all(), (SEED, float(miss.max()), float((miss / bound).max()))
-        assert bound.max() < 1e-3 * want.abs().max()
+        assert bound.max() < (1e-3 if host_kernels.gpu is None else 2e-2) * want.abs().max()
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]

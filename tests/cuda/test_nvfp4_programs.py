@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.compiler.programs import ProgramBuilder
 from tests.cuda.conftest import GateLoop
+from tests.cuda.host_kernels import has
 from tests.cuda.host_runner import PlanRunner
 from tests.cuda.nvfp4_linears import SEED, Case, check, lowered_linears
 from tests.cuda.sass import Sass, disassembled
@@ -37,6 +38,8 @@ MORE = {
 
 @pytest.mark.parametrize("target", MORE, ids=lambda target: target.arch)
 def test_linear_nvfp4__epilogues_ranks_and_k_tails(target: CudaTarget) -> None:
+    if not has("tcgen05_nvfp4" if target is SM_100A else "nvfp4"):
+        pytest.skip("a GPU without these tensor cores")
     cases = [Case(33, 72, 192, epilogue=epilogue) for epilogue in EPILOGUES]
     lowered = check([*cases, *MORE[target]], target)
     by_tcgen05 = [text for text in lowered.kernels.values() if "Tcgen05Gemm<Tile>" in text]
@@ -45,6 +48,8 @@ def test_linear_nvfp4__epilogues_ranks_and_k_tails(target: CudaTarget) -> None:
 
 def test_quantize_e2m1__bit_for_bit() -> None:
     """Every choice a group has, ties, zeros, subnormal and saturating scales: by linears with the unit matrix."""
+    if not has("nvfp4"):
+        pytest.skip("a GPU without these tensor cores")
     m, k = 20, 1152
     seen = torch.cat((torch.arange(64), torch.arange(k - 136, k)))  # both parts of a row
     made = torch.Generator().manual_seed(SEED)
@@ -88,22 +93,28 @@ def test_linear_nvfp4__instructions(gate_loop: GateLoop) -> None:
     gate_loop(kernel, "OMMA.SF.16864", 16.0)
 
 
-def test_linear_nvfp4__tcgen05_instructions(gate_loop: GateLoop) -> None:
-    """Products, scales and sums by tcgen05. The issuing warp has 64 clocks for 128 x 128 x 64 at full rate."""
-    kernel = _product(SM_100A)
+@pytest.mark.parametrize("rows", [2048, 128])
+def test_linear_nvfp4__tcgen05_instructions(rows: int, gate_loop: GateLoop) -> None:
+    """Products, scales and sums by tcgen05, in tiles of 128 columns and of 64. At full rate an operation of 128 takes
+    64 clocks, in which the issuing warp does its share of everything; narrow tiles leave the SM time."""
+    kernel = _product(SM_100A, rows)
+    assert ("128x64" in kernel.name) == (rows == 128)
     for opcode in ("UTCOMMA.4X", "UTCCP.T.S.4x32dp128bit", "UTCBAR", "UBLKCP", "LDTM", "STTM"):
         kernel.require_opcode(opcode)
     kernel.require_clean(max_registers=128)
     gate_loop(kernel, "UTCOMMA", 64.0)
 
 
-def _product(target: CudaTarget) -> Sass:
-    """A linear with a branch and a residual."""
-    case = Case(2048, 3072, 1024, 32, epilogue="gate_residual")
+def _product(target: CudaTarget, rows: int = 2048) -> Sass:
+    """A linear with a branch and a residual; what codes its rows is held to the same limits."""
+    case = Case(rows, 3072, 1024, 32, epilogue="gate_residual")
     _, _, _, lowered = lowered_linears([case], target)
-    names = [name for name in lowered.kernels if name.startswith("gemm")]
-    assert len(names) == 1
-    entry = next(entry for entry in lowered.plan.kernels if entry.name == names[0])
-    kernel = disassembled(names[0], lowered.kernels[names[0]], target)
-    assert target.max_ctas(entry.threads, entry.shared_bytes, kernel.registers) >= 2
-    return kernel
+    found = {}
+    for entry in lowered.plan.kernels:
+        kernel = disassembled(entry.name, lowered.kernels[entry.name], target)
+        assert kernel.stack_bytes == kernel.local_bytes == 0, entry.name
+        assert target.max_ctas(entry.threads, entry.shared_bytes, kernel.registers) >= 2, entry.name
+        found[entry.name.partition("_")[0]] = kernel
+    assert set(found) == {"quantize", "gemm"}
+    found["quantize"].require_opcode("F2FP.SATFINITE.E2M1.F32.PACK_AB_MERGE_C")
+    return found["gemm"]

@@ -1,8 +1,8 @@
-// Products of NVFP4 codes, one kernel per tile: by warps and by tcgen05. What
-// tests/cuda/test_gemm_nvfp4.py runs on the host back end.
-// The test defines KERNELS(X) before this text; X(name, Nvfp4Gemm or Tcgen05Gemm, tile...).
+// Products of NVFP4 codes, one kernel per tile: what tests/cuda/test_gemm_nvfp4.py runs.
+// The test defines HEADER and KERNELS(X) before this text; X(name, Nvfp4Gemm (gemm_nvfp4.h) or
+// Tcgen05Gemm (gemm_tcgen05.h), tile...).
+#include HEADER
 #include "svdq_cuda/gemm_low_rank.h"
-#include "svdq_cuda/gemm_tcgen05.h"
 #include "svdq_cuda/kernel.h"
 
 // buffers: x_codes, x_scale, w, w_scale, bias, low, up, out; scalars: rows, columns, k, rank, row

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import product_code, tile_block, tile_of
 from svdqc.compiler.codegen.cuda.quantizers import exponent
-from svdqc.compiler.codegen.cuda.tiles import Nvfp4, Tile
+from svdqc.compiler.codegen.cuda.tiles import START_CLOCKS, STORE_CLOCKS, Nvfp4, Tile
 from svdqc.compiler.codegen.packed_rows import e2m1_code_bytes, e2m1_scale_bytes
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
@@ -18,10 +18,8 @@ from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.targets.cuda import CudaTarget
 
-TILE = Tile(128, 128, 4, 2, 3, 2)
-"""svdq::Tcgen05Gemm's: eight warps of 32 rows by 64 columns, three stages of 256 k."""
-STAGE_BYTES = 2 * 128 * (128 + 16)
-"""Codes and scales of both sides."""
+TCGEN05_TILES = (Tile(128, 128, 4, 2, 3, 2), Tile(128, 64, 4, 2, 3, 2))
+"""svdq::Tcgen05Gemm's: eight warps of 32 rows, three stages of 256 k."""
 BARRIER_BYTES = 128
 CTAS = 2
 """Of an SM: one multiplies while the other makes its first sums or stores its last. A branch in f32 has not the
@@ -35,7 +33,8 @@ class Tcgen05(Nvfp4):
     header = "gemm_tcgen05.h"
 
     def gemm_bytes(self, tile: Tile) -> int:
-        return tile.stages * STAGE_BYTES + BARRIER_BYTES
+        """Codes of both sides, and scales of 128 rows and columns."""
+        return tile.stages * (128 * (tile.rows + tile.columns) + 2 * 128 * 16) + BARRIER_BYTES
 
 
 def is_nvfp4(program: RowProgram) -> bool:
@@ -45,15 +44,31 @@ def is_nvfp4(program: RowProgram) -> bool:
     return str(operands(anchor)[7]) == "nvfp4"
 
 
-def _runs_on_tcgen05(target: CudaTarget) -> bool:
-    return "tcgen05_nvfp4" in target.tensor_ops
+def _product(program: RowProgram, target: CudaTarget) -> tuple[Nvfp4, Tile]:
+    out_features, in_features = _sizes(program)
+    if "tcgen05_nvfp4" not in target.tensor_ops:
+        return Nvfp4(), tile_of(target, program, Nvfp4(), out_features, in_features)
+    rows = program.region.layout.num_rows.upper()
+    return Tcgen05(), tcgen05_tile(target, rows, out_features, in_features)
+
+
+def tcgen05_tile(target: CudaTarget, m: int, n: int, k: int) -> Tile:
+    """The tile that takes least time, as far as tensor cores, shared memory and full waves decide.
+
+    64 k of a tile are `columns / 2` clocks of tensor cores, which read both sides' codes at 128 bytes a clock.
+    """
+
+    def clocks(tile: Tile) -> float:
+        products = max(tile.columns / 2, 32 * (tile.rows + tile.columns) / 128)
+        around = START_CLOCKS + STORE_CLOCKS * tile.rows * tile.columns
+        per_sm = -(-(-(-m // tile.rows) * -(-n // tile.columns)) // target.num_sms)
+        return per_sm * (-(-k // 64) * products + around / min(CTAS, per_sm))
+
+    return min(TCGEN05_TILES, key=clocks)
 
 
 def linear_nvfp4_block(program: RowProgram, target: CudaTarget) -> Block:
-    if _runs_on_tcgen05(target):
-        return tile_block(TILE)
-    out_features, in_features = _sizes(program)
-    return tile_block(tile_of(target, program, Nvfp4(), out_features, in_features))
+    return tile_block(_product(program, target)[1])
 
 
 def _sizes(program: RowProgram) -> tuple[int, int]:
@@ -71,9 +86,8 @@ def linear_nvfp4(
     assert anchor is not None
     codes, scale, low, w_codes, w_scale, lora_up, bias, _, w_unit = operands(anchor)
     out_features, in_features = _sizes(program)
-    on_tcgen05 = _runs_on_tcgen05(target)
-    product = Tcgen05() if on_tcgen05 else Nvfp4()
-    tile = TILE if on_tcgen05 else tile_of(target, program, product, out_features, in_features)
+    product, tile = _product(program, target)
+    on_tcgen05 = isinstance(product, Tcgen05)
     layout = "tcgen05" if on_tcgen05 else "mma"
     storages = printer.storages
     branch = low_rank_context(target, printer, low, lora_up)

@@ -2,8 +2,8 @@
 //
 //   acc[m, n] += unit * sum_g x_scale[m, g] * w_scale[n, g] * sum_{k in g} x[m, k] * w[n, k]
 //
-//   Tcgen05Gemm<Tile> gemm(shared)   Tile = GemmTile<128, 128, 4, 2, STAGES, 2>; kSharedBytes,
-//                                    aligned to 128
+//   Tcgen05Gemm<Tile> gemm(shared)   Tile = GemmTile<128, 128 or 64, 4, 2, STAGES, 2>;
+//                                    kSharedBytes, aligned to 128
 //   load, start, add_low_rank, multiply, store_slab(0, tile)   as gemm_int.h's
 //
 // x is that of gemm_nvfp4.h. Weights lie in memory as core matrices (tcgen05.h), N padded to 128
@@ -36,16 +36,17 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
   static constexpr int kThreads = Tile::kThreads, kWarps = kThreads / 32;
   static constexpr int kBlocks = 4;  // of 64 k in a stage
   static constexpr int kStages = Tile::STAGES, kAhead = kStages - 1;
-  static constexpr int kCodes = 128 * 32, kScales = 128 * 4;  // bytes of a block, of either side
-  // A stage: x_codes, w_codes, x_scale, w_scale.
-  static constexpr int kWCodes = kBlocks * kCodes, kXScale = 2 * kWCodes;
+  static constexpr int kCodes = 128 * 32, kScales = 128 * 4;  // bytes of a block of 128 rows
+  static constexpr int kTileCodes = Tile::BN * 32;            // of the tile's columns
+  // A stage: x_codes, w_codes, x_scale, w_scale (of 128 columns, whatever the tile has).
+  static constexpr int kWCodes = kBlocks * kCodes, kXScale = kWCodes + kBlocks * kTileCodes;
   static constexpr int kWScale = kXScale + kBlocks * kScales;
   static constexpr int kStageBytes = kWScale + kBlocks * kScales;
   static constexpr int kBarrierBytes = 128;
   static constexpr int kSharedBytes = kStages * kStageBytes + kBarrierBytes;
   static constexpr int kColumns = 256;  // of tensor memory: sums, then 4 + 4 for each block
-  static_assert(Tile::BM == 128 && Tile::BN == 128 && Tile::WARPS_M == 4 && Tile::WARPS_N == 2,
-                "warps of 32 rows, as they reach tensor memory, by 64 columns");
+  static_assert(Tile::BM == 128 && Tile::WARPS_M == 4, "warps of 32 rows reach tensor memory so");
+  static_assert((Tile::BN == 128 || Tile::BN == 64) && Tile::WARPS_N == 2, "columns of weights");
   static_assert(Tile::kSlabs == 1 && Tile::kSlabBytes <= kStages * kStageBytes, "a slab");
   static_assert(Tile::BN + kStages * kBlocks * 8 <= kColumns, "columns for every stage's scales");
   static_assert(kBlocks * 64 == 256, "x_scale has whole pieces of 16 bytes");
@@ -148,6 +149,9 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
     return tensor + static_cast<uint32_t>(Tile::BN + (slot * kBlocks + block) * 8);
   }
 
+  // Which half of 128 columns a tile of 64 is.
+  SVDQ_METHOD int half() const { return static_cast<int>(operands.column) % 128 / 64; }
+
   // The row of the tile that is row `row` of the product.
   SVDQ_METHOD static int tile_row(int row) { return row / 16 % 2 * 64 + row / 32 * 16 + row % 16; }
 
@@ -158,8 +162,8 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
 
   // What this thread copies from `step` on.
   SVDQ_METHOD void seek(int step) {
-    const int64_t block = operands.column / Tile::BN * num_blocks + step * kBlocks;
-    w = static_cast<const char*>(operands.w) + block * kCodes;
+    const int64_t block = operands.column / 128 * num_blocks + step * kBlocks;
+    w = static_cast<const char*>(operands.w) + block * kCodes + half() * kTileCodes;
     w_scale = static_cast<const char*>(operands.w_scale) + block * kScales;
     const int lane = static_cast<int>(lane_id()), warp = static_cast<int>(warp_id());
     // Eight lanes copy from eight rows, so that they write different banks.
@@ -186,8 +190,16 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
       const int ahead = slot * kStageBytes, blocks = blocks_of(step);
       if (issues && tcgen05_elect()) {
         char* const stage = stages + ahead;
-        mbarrier_arrive_expect(full + slot, static_cast<uint32_t>(blocks * (kCodes + kScales)));
-        bulk_copy(stage + kWCodes, w, static_cast<uint32_t>(blocks * kCodes), full + slot);
+        mbarrier_arrive_expect(full + slot, static_cast<uint32_t>(blocks * (kTileCodes + kScales)));
+        if constexpr (kTileCodes == kCodes) {
+          bulk_copy(stage + kWCodes, w, static_cast<uint32_t>(blocks * kCodes), full + slot);
+        } else {
+          SVDQ_NO_UNROLL
+          for (int block = 0; block < blocks; ++block) {
+            bulk_copy(stage + kWCodes + block * kTileCodes, w + block * kCodes, kTileCodes,
+                      full + slot);
+          }
+        }
         bulk_copy(stage + kWScale, w_scale, static_cast<uint32_t>(blocks * kScales), full + slot);
       }
       w += kBlocks * kCodes;
@@ -227,7 +239,8 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
         tcgen05_scales(to, tcgen05_at(scales, stage + kXScale + block * kScales));
         tcgen05_scales(to + 4, tcgen05_at(scales, stage + kWScale + block * kScales));
         tcgen05_e2m1<Tile::BN>(tensor, tcgen05_at(codes, stage + block * kCodes),
-                               tcgen05_at(codes, stage + kWCodes + block * kCodes), to, to + 4);
+                               tcgen05_at(codes, stage + kWCodes + block * kTileCodes), to,
+                               to + 4 + 2 * static_cast<uint32_t>(half()));
       }
       tcgen05_commit(empty + slot);
     }

@@ -15,7 +15,8 @@
 //                                   bytes
 //   tcgen05_e2m1<N>(sums, a, b, a_scales, b_scales)
 //                                   sums[m, n] += A B of 64 k: A has 128 rows, B N columns, of 16 k
-//                                   with one E4M3 scale each. Row m is lane m of N columns
+//                                   with one E4M3 scale each. Row m is lane m of N columns.
+//                                   Scales of 64 columns have 2 of the 4
 //   tcgen05_commit(barrier)         arrives at the mbarrier when all of them before have ended
 //
 // Operands are K-major, in core matrices as wgmma.h's: byte k of row r (two codes, the lower k in
@@ -25,9 +26,9 @@
 //
 // By the warps that hold sums: warp w of them reaches lanes 32 (w % 4) ... + 31.
 //
-//   tcgen05_load(d, address)        16 lanes (their first in the address) of 64 columns; with
-//   tcgen05_store(d, address)       g = lane / 4, t = lane % 4, d[j] is mma.h's result of columns
-//                                   8 j ..: lane g, columns 2 t, 2 t + 1, then lane g + 8
+//   tcgen05_load<N>(d, address)     16 lanes (their first in the address) of 8 N columns, N 4 or 8;
+//   tcgen05_store<N>(d, address)    with g = lane / 4, t = lane % 4, d[j] is mma.h's result of
+//                                   columns 8 j ..: lane g, columns 2 t, 2 t + 1, then lane g + 8
 //   tcgen05_wait_load()  tcgen05_wait_store()   until those of this thread are done
 //
 // What one thread issued is ordered before what another issues by tcgen05_fence_before(), a

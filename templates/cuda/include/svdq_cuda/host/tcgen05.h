@@ -10,7 +10,7 @@
 
 namespace svdq {
 
-SVDQ_INLINE uint64_t tcgen05_operand(const void* start, uint32_t k_step, uint32_t row_step) {
+SVDQ_NOINLINE uint64_t tcgen05_operand(const void* start, uint32_t k_step, uint32_t row_step) {
   host::checked_shared("tcgen05_operand", start, 16, 16);
   if (k_step % 16 != 0 || row_step % 16 != 0 || k_step >= 1u << 18 || row_step >= 1u << 18) {
     host::cta().fail("tcgen05_operand: steps are multiples of 16 below 2^18");
@@ -83,32 +83,39 @@ inline void scales_of(uint32_t column, int row, float (&scales)[4]) {
 }
 
 // Each 16 k are summed exactly, scaled, and then rounded into the sum, by rising k.
-template <int N>
-inline void multiply_e2m1(uint32_t sums, uint64_t a, uint64_t b, uint32_t a_scales,
+inline void multiply_e2m1(int columns, uint32_t sums, uint64_t a, uint64_t b, uint32_t a_scales,
                           uint32_t b_scales) {
-  const uint32_t first = tensor_column("tcgen05_e2m1", sums, 0, N);
+  const uint32_t first = tensor_column("tcgen05_e2m1", sums, 0, static_cast<uint32_t>(columns));
   const uint32_t a_column = tensor_column("tcgen05_e2m1", a_scales, 0, 4);
-  const uint32_t b_column = tensor_column("tcgen05_e2m1", b_scales, 0, (N + 31) / 32);
-  std::vector<float> right(64 * N), right_scales(4 * N);
-  float values[64], scales[4], partial[N];
-  for (int column = 0; column < N; ++column) {
+  const uint32_t b_column =
+      tensor_column("tcgen05_e2m1", b_scales, 0, static_cast<uint32_t>(columns + 31) / 32);
+  const size_t n = static_cast<size_t>(columns);
+  std::vector<float> right(64 * n), right_scales(4 * n), sum(n);
+  float values[64], scales[4];
+  for (int column = 0; column < columns; ++column) {
+    float* const of_column = right.data() + column;
     decode_row(b, column, values);
     scales_of(b_column, column, scales);
-    for (int k = 0; k < 64; ++k) right[k * N + column] = values[k];
-    for (int block = 0; block < 4; ++block) right_scales[block * N + column] = scales[block];
+    for (int k = 0; k < 64; ++k) of_column[k * columns] = values[k];
+    for (int block = 0; block < 4; ++block) {
+      right_scales.data()[block * columns + column] = scales[block];
+    }
   }
+  float* const partial = sum.data();
   for (int row = 0; row < 128; ++row) {
     decode_row(a, row, values);
     scales_of(a_column, row, scales);
     uint32_t* const cells = &cell(static_cast<uint32_t>(row), first);
     for (int block = 0; block < 4; ++block) {
-      for (int column = 0; column < N; ++column) partial[column] = 0.0f;
+      for (int column = 0; column < columns; ++column) partial[column] = 0.0f;
       for (int k = 16 * block; k < 16 * block + 16; ++k) {
-        for (int column = 0; column < N; ++column)
-          partial[column] += values[k] * right[k * N + column];
+        const float* const of_k = right.data() + k * columns;
+        const float left = values[k];
+        for (int column = 0; column < columns; ++column) partial[column] += left * of_k[column];
       }
-      for (int column = 0; column < N; ++column) {
-        const float scale = scales[block] * right_scales[block * N + column];
+      const float* const of_block = right_scales.data() + block * columns;
+      for (int column = 0; column < columns; ++column) {
+        const float scale = scales[block] * of_block[column];
         cells[column] = bits_of(float_of(cells[column]) + partial[column] * scale);
       }
     }
@@ -118,21 +125,21 @@ inline void multiply_e2m1(uint32_t sums, uint64_t a, uint64_t b, uint32_t a_scal
 struct LateLoad {
   uint32_t thread;
   float (*d)[4];
-  uint32_t address;
+  uint32_t count, address;
 };
 inline std::vector<LateLoad>& late_loads() {
   static thread_local std::vector<LateLoad> loads;
   return loads;
 }
 
-// visit(register j, c of d, its cell), for the 16 lanes and 64 columns of a thread's access.
+// visit(register j, c of d, its cell), for the 16 lanes and 8 `count` columns of a thread's access.
 template <typename Visit>
-inline void for_each_cell(const char* what, uint32_t address, const Visit& visit) {
+inline void for_each_cell(const char* what, uint32_t count, uint32_t address, const Visit& visit) {
   const uint32_t thread = cta().current, half = address >> 16 & 16;
   const uint32_t lane = thread / kWarp % 4 * 32 + half;
-  const uint32_t column = tensor_column(what, address, lane, 64);
+  const uint32_t column = tensor_column(what, address, lane, 8 * count);
   const uint32_t g = thread % kWarp / 4, t = thread % 4;
-  for (uint32_t j = 0; j < 8; ++j) {
+  for (uint32_t j = 0; j < count; ++j) {
     for (uint32_t c = 0; c < 4; ++c) {
       visit(j, c, cell(lane + g + c / 2 * 8, column + 8 * j + 2 * t + c % 2));
     }
@@ -168,26 +175,27 @@ SVDQ_NOINLINE void tcgen05_free(uint32_t address) {
   });
 }
 
-SVDQ_INLINE void tcgen05_scales(uint32_t to, uint64_t operand) {
+SVDQ_NOINLINE void tcgen05_scales(uint32_t to, uint64_t operand) {
   host::uncommitted().push_back([to, operand] { host::copy_scales(to, operand); });
 }
 template <int N>
-SVDQ_INLINE void tcgen05_e2m1(uint32_t sums, uint64_t a, uint64_t b, uint32_t a_scales,
-                              uint32_t b_scales) {
-  host::uncommitted().push_back([=] { host::multiply_e2m1<N>(sums, a, b, a_scales, b_scales); });
+SVDQ_NOINLINE void tcgen05_e2m1(uint32_t sums, uint64_t a, uint64_t b, uint32_t a_scales,
+                                uint32_t b_scales) {
+  host::uncommitted().push_back([=] { host::multiply_e2m1(N, sums, a, b, a_scales, b_scales); });
 }
-SVDQ_INLINE void tcgen05_commit(uint64_t* barrier) {
+SVDQ_NOINLINE void tcgen05_commit(uint64_t* barrier) {
   host::state_of("tcgen05_commit", barrier);
   host::late_work().push_back({barrier, std::move(host::uncommitted())});
   host::uncommitted().clear();
 }
 
-SVDQ_INLINE void tcgen05_load(float (&d)[8][4], uint32_t address) {
-  host::for_each_cell("tcgen05_load", address,
+template <int N>
+SVDQ_NOINLINE void tcgen05_load(float (&d)[N][4], uint32_t address) {
+  host::for_each_cell("tcgen05_load", N, address,
                       [&](uint32_t j, uint32_t c, uint32_t) { d[j][c] = float_of(0xffffffffu); });
-  host::late_loads().push_back({host::cta().current, d, address});
+  host::late_loads().push_back({host::cta().current, d, N, address});
 }
-SVDQ_INLINE void tcgen05_wait_load() {
+SVDQ_NOINLINE void tcgen05_wait_load() {
   std::vector<host::LateLoad>& loads = host::late_loads();
   size_t kept = 0;
   for (const host::LateLoad& load : loads) {
@@ -195,14 +203,15 @@ SVDQ_INLINE void tcgen05_wait_load() {
       loads[kept++] = load;
       continue;
     }
-    host::for_each_cell("tcgen05_load", load.address, [&](uint32_t j, uint32_t c, uint32_t value) {
-      load.d[j][c] = float_of(value);
-    });
+    host::for_each_cell(
+        "tcgen05_load", load.count, load.address,
+        [&](uint32_t j, uint32_t c, uint32_t value) { load.d[j][c] = float_of(value); });
   }
   loads.resize(kept);
 }
-SVDQ_INLINE void tcgen05_store(const float (&d)[8][4], uint32_t address) {
-  host::for_each_cell("tcgen05_store", address,
+template <int N>
+SVDQ_NOINLINE void tcgen05_store(const float (&d)[N][4], uint32_t address) {
+  host::for_each_cell("tcgen05_store", N, address,
                       [&](uint32_t j, uint32_t c, uint32_t& value) { value = bits_of(d[j][c]); });
 }
 SVDQ_INLINE void tcgen05_wait_store() {}

@@ -75,21 +75,40 @@ SVDQ_INLINE void tcgen05_commit(uint64_t* barrier) {
 #define SVDQ_FOUR(C, j) C(d[j][0]), C(d[j][1]), C(d[j][2]), C(d[j][3])
 #define SVDQ_SIXTEEN(C, j) \
   SVDQ_FOUR(C, j), SVDQ_FOUR(C, j + 1), SVDQ_FOUR(C, j + 2), SVDQ_FOUR(C, j + 3)
-#define SVDQ_NAMES                                                                              \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define SVDQ_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define SVDQ_NAMES_32 \
+  SVDQ_NAMES_16       \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 
-SVDQ_INLINE void tcgen05_load(float (&d)[8][4], uint32_t address) {
-  asm volatile("tcgen05.ld.sync.aligned.16x256b.x8.b32 " SVDQ_NAMES ", [%32];"
-               : SVDQ_SIXTEEN("=f", 0), SVDQ_SIXTEEN("=f", 4)
-               : "r"(address)
-               : "memory");
+template <int N>
+SVDQ_INLINE void tcgen05_load(float (&d)[N][4], uint32_t address) {
+  static_assert(N == 4 || N == 8, "columns of tcgen05.ld");
+  if constexpr (N == 8) {
+    asm volatile("tcgen05.ld.sync.aligned.16x256b.x8.b32 {" SVDQ_NAMES_32 "}, [%32];"
+                 : SVDQ_SIXTEEN("=f", 0), SVDQ_SIXTEEN("=f", 4)
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("tcgen05.ld.sync.aligned.16x256b.x4.b32 {" SVDQ_NAMES_16 "}, [%16];"
+                 : SVDQ_SIXTEEN("=f", 0)
+                 : "r"(address)
+                 : "memory");
+  }
 }
-SVDQ_INLINE void tcgen05_store(const float (&d)[8][4], uint32_t address) {
-  asm volatile("tcgen05.st.sync.aligned.16x256b.x8.b32 [%32], " SVDQ_NAMES
-               ";" ::SVDQ_SIXTEEN("f", 0),
-               SVDQ_SIXTEEN("f", 4), "r"(address)
-               : "memory");
+template <int N>
+SVDQ_INLINE void tcgen05_store(const float (&d)[N][4], uint32_t address) {
+  static_assert(N == 4 || N == 8, "columns of tcgen05.st");
+  if constexpr (N == 8) {
+    asm volatile("tcgen05.st.sync.aligned.16x256b.x8.b32 [%32], {" SVDQ_NAMES_32
+                 "};" ::SVDQ_SIXTEEN("f", 0),
+                 SVDQ_SIXTEEN("f", 4), "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("tcgen05.st.sync.aligned.16x256b.x4.b32 [%16], {" SVDQ_NAMES_16
+                 "};" ::SVDQ_SIXTEEN("f", 0),
+                 "r"(address)
+                 : "memory");
+  }
 }
 SVDQ_INLINE void tcgen05_wait_load() {
   asm volatile("tcgen05.wait::ld.sync.aligned;" ::: "memory");
@@ -106,7 +125,8 @@ SVDQ_INLINE void tcgen05_fence_after() {
 
 #undef SVDQ_FOUR
 #undef SVDQ_SIXTEEN
-#undef SVDQ_NAMES
+#undef SVDQ_NAMES_16
+#undef SVDQ_NAMES_32
 
 #endif
 
