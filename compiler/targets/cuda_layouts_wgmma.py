@@ -53,8 +53,9 @@ def unpack_s8_wgmma(flat: Tensor, shape: Shape) -> Tensor:
 
 def pack_s4_wgmma(w_codes: Tensor) -> Tensor:
     code_matrix("w_codes", w_codes, torch.int8, (-8, 7))
-    pairs = _stages(w_codes & 15).unflatten(3, (-1, 2))  # [.., 4, which 16 k, row, k]
-    return (pairs[..., 0, :, :] | (pairs[..., 1, :, :] << 4)).view(torch.uint8).contiguous()
+    stages = _stages(w_codes & 15)
+    low, high = stages[:, :, :, 0::2], stages[:, :, :, 1::2]  # 16 k of 32 each
+    return (low | (high << 4)).view(torch.uint8).contiguous()
 
 
 def unpack_s4_wgmma(flat: Tensor, shape: Shape) -> Tensor:

@@ -22,7 +22,7 @@ from tests.cuda.sass import compiler_remarks, disassembled
 from torch import Tensor
 
 from svdqc.compiler.targets.cuda import SM_90A
-from svdqc.compiler.targets.cuda_layouts import LAYOUTS
+from svdqc.compiler.targets.cuda_layouts import LAYOUTS, UnpackableCudaWeight
 from svdqc.compiler.targets.cuda_layouts_wgmma import LAYOUTS as WGMMA_LAYOUTS
 
 pytestmark = pytest.mark.skipif(not has("wgmma_s8"), reason="this GPU has no wgmma")
@@ -280,3 +280,14 @@ def test_gemm_wgmma__sass(name: str, gate_loop: GateLoop) -> None:
     gate_loop(sass, kind.opcode, kind.budget)
     sass.require_opcode("USETMAXREG")
     assert not compiler_remarks(text, SM_90A)  # such as "wgmma serialized" or "setmaxnreg ignored"
+
+
+def test_wgmma_layouts__refuse_what_they_cannot_hold() -> None:
+    for layout, tensor in (
+        ("s4_wgmma", torch.full((8, 16), 8, dtype=torch.int8)),
+        ("s8_wgmma", torch.zeros(8, 16)),
+        ("e4m3_wgmma", torch.zeros(8, 16, dtype=torch.int8)),
+        ("scale_wgmma", torch.full((8, 1), 1.0 + 2.0**-12)),
+    ):
+        with pytest.raises(UnpackableCudaWeight, match="pack"):
+            WGMMA_LAYOUTS[layout].pack(tensor)

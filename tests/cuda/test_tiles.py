@@ -86,6 +86,8 @@ def _codes(lo: int, hi: int, n: int, k: int) -> Tensor:
 def test_layouts__are_inverted(layout: str, n: int, k: int) -> None:
     if layout.startswith("s8"):
         matrix = _codes(-127, 127, n, k)
+    elif layout.startswith("e4m3"):
+        matrix = _codes(-128, 127, n, k).view(torch.uint8)
     elif layout.startswith("nf4"):
         matrix = _codes(0, 15, n, k)
     elif layout.startswith("e4m3"):
@@ -104,6 +106,7 @@ def test_layouts__refuse_what_they_cannot_hold() -> None:
     for layout, matrix in (
         ("s4_mma", _codes(-9, 7, 32, 64)),
         ("s4_rows", torch.zeros(32, 64)),
+        ("e4m3_mma", _codes(0, 7, 32, 64)),
         ("nf4_rows", _codes(-1, 15, 16, 64)),
         ("scale_mma", torch.full((32, 2), 1.0 + 2.0**-12)),
         ("bf16_mma", torch.zeros(2, 2, 2)),

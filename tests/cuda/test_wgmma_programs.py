@@ -168,3 +168,13 @@ def test_linear_coded__sass_of_a_flux_layer(precision: str) -> None:
     sass.require_opcode("QGMMA" if precision == "fp8" else "IGMMA")
     sass.require_clean(max_registers=168)
     assert not compiler_remarks(lowered.kernels[name], SM_90A)
+
+
+@pytest.mark.parametrize(("n", "columns"), [(3072, 192), (9216, 192), (128, 128), (1152, 192)])
+def test_tile_of__wide_where_it_fills_the_multiprocessors(n: int, columns: int) -> None:
+    b = ProgramBuilder()
+    program = b.finish(Linear(Case("fp8", 4608, n, 1024, rank=0), 0).build(b))
+    materialize(program)
+    lowered = lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(SM_90A))
+    (source,) = [text for text in lowered.kernels.values() if "gemm_wgmma.h" in text]
+    assert f"svdq::GemmTile<128, {columns}, 8, 1, " in source
