@@ -4,10 +4,16 @@ warps (sm_120a), or gemm_tcgen05.h (sm_100a).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
-from svdqc.compiler.codegen.cuda.blocks.tensor_cores import product_code, tile_block, tile_of
+from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
+    epilogue_room,
+    product_code,
+    tile_block,
+    tile_of,
+)
 from svdqc.compiler.codegen.cuda.quantizers import exponent
 from svdqc.compiler.codegen.cuda.tiles import START_CLOCKS, STORE_CLOCKS, Nvfp4, Tile
 from svdqc.compiler.codegen.packed_rows import e2m1_code_bytes, e2m1_scale_bytes
@@ -48,12 +54,16 @@ def _product(program: RowProgram, target: CudaTarget) -> tuple[Nvfp4, Tile]:
     out_features, in_features = _sizes(program)
     if "tcgen05_nvfp4" not in target.tensor_ops:
         return Nvfp4(), tile_of(target, program, Nvfp4(), out_features, in_features)
-    rows = program.region.layout.num_rows.upper()
-    return Tcgen05(), tcgen05_tile(target, rows, out_features, in_features)
+    rows, product = program.region.layout.num_rows.upper(), Tcgen05()
+    room = epilogue_room(target, program)
+    tiles = [t for t in TCGEN05_TILES if room(t, product.gemm_bytes(t), t.slab_rows)]
+    return product, tcgen05_tile(target, rows, out_features, in_features, tiles)
 
 
-def tcgen05_tile(target: CudaTarget, m: int, n: int, k: int) -> Tile:
-    """The tile that takes least time, as far as tensor cores, shared memory and full waves decide.
+def tcgen05_tile(
+    target: CudaTarget, m: int, n: int, k: int, tiles: Sequence[Tile] = TCGEN05_TILES
+) -> Tile:
+    """The one of `tiles` that takes least time, as far as tensor cores, shared memory and full waves decide.
 
     64 k of a tile are `columns / 2` clocks of tensor cores, which read both sides' codes at 128 bytes a clock.
     """
@@ -64,7 +74,7 @@ def tcgen05_tile(target: CudaTarget, m: int, n: int, k: int) -> Tile:
         per_sm = -(-(-(-m // tile.rows) * -(-n // tile.columns)) // target.num_sms)
         return per_sm * (-(-k // 64) * products + around / min(CTAS, per_sm))
 
-    return min(TCGEN05_TILES, key=clocks)
+    return min(tiles, key=clocks)
 
 
 def linear_nvfp4_block(program: RowProgram, target: CudaTarget) -> Block:
