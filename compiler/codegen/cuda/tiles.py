@@ -7,7 +7,8 @@ the main loop is hidden only where several CTAs share the SM.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from svdqc.compiler.targets.cuda import REGISTERS_PER_THREAD, CudaTarget
 
@@ -99,6 +100,8 @@ TILES = (
     Tile(16, 128, 1, 4, 4, 1),
 )
 """Largest first: of equals the first is chosen."""
+STAGES = (2, 3, 4, 5)
+"""What tuning tries beside a tile's own number."""
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,29 @@ def clocks(
 
 def choose_tile(target: CudaTarget, product: Coded | Floats, m: int, n: int, k: int) -> Tile:
     """The tile that the model likes best for m rows (at most), n columns and k, of those that the GPU can hold."""
-    fitting = [
-        tile
-        for tile in TILES
-        if product.fits(tile, target) and product.gemm_bytes(tile) <= target.shared_bytes_per_cta
-    ]
-    return min(fitting, key=lambda tile: clocks(tile, product, target, m, n, k))
+    return min(
+        _fitting(TILES, product, target),
+        key=lambda tile: clocks(tile, product, target, m, n, k),
+    )
+
+
+def rank_tiles(
+    target: CudaTarget, product: Coded | Floats, m: int, n: int, k: int
+) -> Sequence[Tile]:
+    """Every tile that the GPU can hold, with more or fewer stages too: the chosen one, then what the model likes."""
+    first = choose_tile(target, product, m, n, k)
+    varied = [replace(tile, stages=stages) for tile in TILES for stages in STAGES]
+    others = [tile for tile in _fitting(varied, product, target) if tile != first]
+    own = {(t.rows, t.columns, t.warps_m, t.warps_n): t.stages for t in TILES}
+
+    def cost(tile: Tile) -> tuple[float, int]:
+        """The model does not see how far ahead copies begin: of equals, what is nearest to the usual number."""
+        usual = own[tile.rows, tile.columns, tile.warps_m, tile.warps_n]
+        return clocks(tile, product, target, m, n, k), abs(tile.stages - usual)
+
+    return [first, *sorted(others, key=cost)]
+
+
+def _fitting(tiles: Sequence[Tile], product: Coded | Floats, target: CudaTarget) -> Sequence[Tile]:
+    limit = target.shared_bytes_per_cta
+    return [t for t in tiles if product.fits(t, target) and product.gemm_bytes(t) <= limit]

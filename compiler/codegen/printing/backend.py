@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from svdqc.compiler.codegen.memory import Memory
@@ -15,11 +17,21 @@ from svdqc.compiler.ir.intexpr import IntExpr
 
 @dataclass(frozen=True)
 class Block:
-    """Rows per task; columns per task where the anchor is split along them, else 0; a GPU block's threads, else 0."""
+    """Rows per task; columns per task where the anchor is split along them, else 0; a GPU block's threads, else 0.
+
+    tile  what the anchor's own code is instantiated with, if that is a choice: a frozen dataclass of integers
+    """
 
     rows: int
     columns: int = 0
     threads: int = 0
+    tile: Any = None
+
+    def parameters(self) -> dict[str, int]:
+        """Every number of the choice by name; blocks are equal where these are."""
+        own = {"rows": self.rows, "columns": self.columns, "threads": self.threads}
+        inner = {} if self.tile is None else asdict(self.tile)
+        return {**own, **{f"tile_{name}": value for name, value in inner.items()}}
 
 
 @dataclass
@@ -47,7 +59,11 @@ class Backend(Protocol):
     @property
     def packed_codes(self) -> bool: ...
 
-    def plan_block(self, program: RowProgram) -> Block: ...
+    def blocks(self, program: RowProgram) -> Sequence[Block]:
+        """Every block that a region can have; the analytic model's choice first, then the better before the worse."""
+
+    def include_folders(self) -> Sequence[Path]:
+        """Where the headers lie that kernels include."""
 
     def printer(
         self, program: RowProgram, memory: Memory, params: Params, scratch: Scratch, block: Block

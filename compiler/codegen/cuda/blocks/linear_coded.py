@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
@@ -10,7 +11,11 @@ from svdqc.compiler.codegen.cuda.blocks.linear_wgmma import (
     linear_wgmma_block,
     runs_on_warpgroups,
 )
-from svdqc.compiler.codegen.cuda.blocks.tensor_cores import product_code, tile_block, tile_of
+from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
+    chosen_tile,
+    product_code,
+    tile_blocks,
+)
 from svdqc.compiler.codegen.cuda.tiles import Coded
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
@@ -37,11 +42,11 @@ FORMATS = {
 """By precision."""
 
 
-def linear_coded_block(program: RowProgram, target: CudaTarget) -> Block:
+def linear_coded_blocks(program: RowProgram, target: CudaTarget) -> Sequence[Block]:
     if runs_on_warpgroups(program, target):
-        return linear_wgmma_block()
+        return [linear_wgmma_block()]
     _, product, (out_features, in_features) = _product(program)
-    return tile_block(tile_of(target, program, product, out_features, in_features))
+    return tile_blocks(target, program, product, out_features, in_features)
 
 
 def _product(program: RowProgram) -> tuple[CodedFormat, Coded, tuple[int, int]]:
@@ -71,7 +76,7 @@ def linear_coded(
         return linear_wgmma(target, program, printer, params)
     codes, scale, low, w_codes, w_scale, lora_up, bias, _, _ = operands(anchor)
     form, product, (out_features, in_features) = _product(program)
-    tile = tile_of(target, program, product, out_features, in_features)
+    tile = chosen_tile(block)
     storages = printer.storages
     of_w = printer.pointer(storages.packed(w_scale, "scale_mma"))
     context = {

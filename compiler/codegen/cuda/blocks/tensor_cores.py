@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from svdqc.compiler.codegen.cuda.blocks.parts import bias_text, headers
-from svdqc.compiler.codegen.cuda.tiles import Coded, Floats, Tile, choose_tile
+from svdqc.compiler.codegen.cuda.tiles import Coded, Floats, Tile, rank_tiles
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
@@ -30,14 +31,22 @@ def floats_of(target: CudaTarget, stored: str) -> Floats:
     return Floats(4 if stored == "f32" else 2, 2 if two else 3)
 
 
-def tile_of(
+def tile_blocks(
     target: CudaTarget, program: RowProgram, product: Coded | Floats, n: int, k: int
-) -> Tile:
-    return choose_tile(target, product, program.region.layout.num_rows.upper(), n, k)
+) -> Sequence[Block]:
+    """A block for every tile that fits, the analytic model's choice first."""
+    rows = program.region.layout.num_rows.upper()
+    return [tile_block(tile) for tile in rank_tiles(target, product, rows, n, k)]
 
 
 def tile_block(tile: Tile) -> Block:
-    return Block(tile.rows, tile.columns, tile.threads)
+    return Block(tile.rows, tile.columns, tile.threads, tile)
+
+
+def chosen_tile(block: Block) -> Tile:
+    """The tile that the block was made of."""
+    assert isinstance(block.tile, Tile), block
+    return block.tile
 
 
 def product_code(
