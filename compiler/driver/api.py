@@ -93,6 +93,8 @@ def compile(
     pipeline: str | os.PathLike[str] | None = None,
     steps: int | None = None,
     num_samples: int | None = None,
+    tuning: str | os.PathLike[str] | None = None,
+    tuned_on: str | None = None,
 ) -> Any:
     """Compile `model` to one file, written whole or not at all.
 
@@ -112,6 +114,8 @@ def compile(
     pipeline     for prompts: the diffusers pipeline that draws them; a model inside of one needs it not
     steps        for prompts: steps of each drawing; None is the pipeline's own number
     num_samples  for prompts: how many steps are recorded, evenly over prompts and steps; None is 128, 0 all of them
+    tuning       a file that `svdqc.tune` has written: kernels take what was fastest on this machine, where it is known
+    tuned_on     the machine of that file to build for instead, by a part of its description, such as "H100"
     dump         a folder for the graph after each pass, the fused regions and the rendered kernels (driver/dump.py)
 
     Returns the artifact: `.path`, `.num_bytes`, and `.report`, a dict of what was quantized, kept and fused.
@@ -141,6 +145,8 @@ def compile(
         progress=progress,
         dump=None if dump is None else Path(dump),
         resume=resume,
+        tuning=tuning,
+        tuned_on=tuned_on,
     )
 
 

@@ -1,0 +1,206 @@
+"""Find the fastest block of each kernel: candidates best first, built together, measured apart, within a budget."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from svdqc.compiler.codegen.kernel import Kernel
+from svdqc.compiler.targets.compile_cache import CompilationFailed
+from svdqc.compiler.targets.select import Target, build_code
+from svdqc.compiler.tune.bench import Bench, frame_sources, write_bench
+from svdqc.compiler.tune.child import Request, Timing
+from svdqc.compiler.tune.measure import Measure, measure_apart
+from svdqc.compiler.tune.record import Machine, TuningRecord, key_of
+from svdqc.compiler.tune.sites import Site
+
+WORTH = 0.98
+"""A block is another choice only if it takes at most this part of the analytic choice's time, measured again."""
+CONFIRMED = 3
+"""Times as long the best candidate is measured again: the best of many is in part the luckiest."""
+
+Build = Callable[[Mapping[str, str], Target, int], bytes]
+Tell = Callable[[int, int, str, float | None], None]
+"""Kernels done, of how many, what is being done, the part of the time that has gone."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and how.
+
+    candidates  blocks to measure of each kernel, beside the analytic one
+    seconds     of repetitions for each candidate
+    flush_bytes that pass through the caches between two runs of a kernel
+    deadline    on time.monotonic(); None: none
+    """
+
+    target: Target
+    machine: Machine
+    device: str
+    threads: int
+    candidates: int
+    seconds: float
+    flush_bytes: int
+    jobs: int = 0
+    deadline: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+@dataclass
+class Outcome:
+    """Of one kernel: its record, or None where nothing was measured; lost: candidates that gave no time, and why."""
+
+    site: Site
+    record: TuningRecord | None
+    lost: list[str] = field(default_factory=list)
+
+
+def search(
+    sites: Sequence[Site],
+    setting: Setting,
+    keep: Callable[[TuningRecord], None],
+    tell: Tell,
+    *,
+    build: Build = build_code,
+    measure: Measure = measure_apart,
+) -> Iterator[Outcome]:
+    """Tune kernel after kernel; each record is handed to `keep` before the next kernel begins.
+
+    At the deadline, and when this generator is interrupted, the kernel being measured is kept as far as it got.
+    """
+    began = time.monotonic()
+    for done, site in enumerate(sites):
+        if setting.is_over:
+            return
+
+        def say(detail: str, done: int = done, site: Site = site) -> None:
+            share = None
+            if setting.deadline is not None:
+                share = (time.monotonic() - began) / max(setting.deadline - began, 1e-9)
+            tell(done, len(sites), f"{site.name}: {detail}", share)
+
+        say("building")
+        with tempfile.TemporaryDirectory(prefix="svdqc-tune-") as folder:
+            one = _Kernel(site, setting, Path(folder), build, measure)
+            try:
+                one.run(say)
+            finally:
+                record = one.record()
+                if record is not None:
+                    keep(record)
+        yield Outcome(site, record, one.lost)
+
+
+class _Kernel:
+    """The search for one kernel's block."""
+
+    def __init__(
+        self, site: Site, setting: Setting, folder: Path, build: Build, measure: Measure
+    ) -> None:
+        self.site, self.setting, self.folder = site, setting, folder
+        self._build, self._measure = build, measure
+        self.lost: list[str] = []
+        self._times: list[tuple[Kernel, Timing]] = []
+        self._best: tuple[Kernel, Timing] | None = None
+        self._analytic: Kernel | None = None
+        self._complete = False
+
+    def run(self, say: Callable[[str], None]) -> None:
+        kernels, code = self._built(self._candidates())
+        if not kernels:
+            return
+        self._analytic = kernels[0]
+        if self._analytic.block != self.site.blocks[0]:
+            self.lost.append("the analytic choice itself cannot be built")
+            return
+        setting = self.setting
+        path = self.folder / "bench.svdq"
+        bench = write_bench(path, self.site, kernels, code, setting.target, setting.flush_bytes)
+        for position, kernel in enumerate(kernels[1:], 2):
+            if setting.is_over:
+                return
+            say(f"candidate {position - 1} of {len(kernels) - 1}")
+            timing = self._one(bench, position, kernel, setting.seconds)
+            if timing is not None:
+                self._times.append((kernel, timing))
+        if not self._times:
+            self._alone(bench)
+        else:
+            kernel = min(self._times, key=lambda t: t[1].median_us / t[1].analytic_us)[0]
+            say("measuring the best again")
+            again = self._one(bench, kernels.index(kernel) + 1, kernel, CONFIRMED * setting.seconds)
+            self._best = None if again is None else (kernel, again)
+        self._complete = True
+
+    def record(self) -> TuningRecord | None:
+        """What is known now; None if nothing is."""
+        if self._analytic is None:
+            return None
+        best = self._best
+        if best is None and self._times:
+            best = min(self._times, key=lambda t: t[1].median_us / t[1].analytic_us)
+        if best is None:
+            return None
+        kernel, timing = best
+        worth = timing.median_us <= WORTH * timing.analytic_us
+        chosen = kernel if worth else self._analytic
+        return TuningRecord(
+            key_of(self.site.problem, self.setting.target.name, self.setting.machine),
+            tuple(sorted(chosen.block.parameters().items())),
+            timing.median_us if worth else timing.analytic_us,
+            timing.analytic_us,
+            timing.repetitions,
+            len(self._times),
+            self._complete,
+        )
+
+    def _candidates(self) -> list[Kernel]:
+        """Distinct kernels, the analytic choice first, as many as the setting wants."""
+        found: dict[str, Kernel] = {}
+        for block in self.site.blocks:
+            kernel = self.site.kernel(block)
+            if kernel is not None:
+                found.setdefault(kernel.name, kernel)
+            if len(found) > self.setting.candidates:
+                break
+        return list(found.values())
+
+    def _built(self, kernels: list[Kernel]) -> tuple[list[Kernel], bytes]:
+        """The kernels that a compiler accepts, and their code."""
+        target, jobs = self.setting.target, self.setting.jobs
+        while kernels:
+            sources = {k.name: k.source for k in kernels} | frame_sources(target)
+            try:
+                return kernels, self._build(sources, target, jobs)
+            except CompilationFailed as error:
+                rest = [kernel for kernel in kernels if kernel.name != error.subject]
+                if len(rest) == len(kernels):
+                    raise
+                self.lost.append(f"{error.subject}: does not compile")
+                kernels = rest
+        return [], b""
+
+    def _one(self, bench: Bench, position: int, kernel: Kernel, seconds: float) -> Timing | None:
+        setting = self.setting
+        found = self._measure(
+            Request(bench.path, bench.first, position, setting.device, setting.threads, seconds)
+        )
+        why = found if isinstance(found, str) else found.wrong
+        if why:
+            self.lost.append(f"{kernel.name}: {why}")
+            return None
+        assert isinstance(found, Timing)
+        return found
+
+    def _alone(self, bench: Bench) -> None:
+        """There is no candidate beside the analytic choice, or none gave a time: its own time is told."""
+        assert self._analytic is not None
+        timing = self._one(bench, 1, self._analytic, self.setting.seconds)
+        if timing is not None:
+            self._best = (self._analytic, timing)
