@@ -28,7 +28,7 @@ from svdqc.compiler.tune.errors import CannotTune
 from svdqc.compiler.tune.record import TuningRecord, key_of
 from svdqc.compiler.tune.search import Outcome, Setting, search
 from svdqc.compiler.tune.sites import Site, find_sites
-from svdqc.compiler.tune.store import append_records, read_if_there
+from svdqc.compiler.tune.store import append_records, check_appendable, read_if_there
 from svdqc.runtime.library import cpu_features
 
 CANDIDATES = 12
@@ -97,7 +97,7 @@ def tune_model(
     report.machines = {one.name: str(machine) for one, machine in machines.items()}
     known = read_if_there(output)
     report.notes += known.notes
-    append_records(output, ())  # it can be
+    check_appendable(output)
     asked = recipe or Recipe()
     if wants_allocation(asked):
         remedy = (

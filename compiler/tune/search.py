@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from svdqc.compiler.codegen.kernel import Kernel
 from svdqc.compiler.targets.compile_cache import CompilationFailed
+from svdqc.compiler.targets.cpu import CpuTarget
+from svdqc.compiler.targets.cuda import CudaTarget
 from svdqc.compiler.targets.select import Target, build_code
 from svdqc.compiler.tune.bench import Bench, frame_sources, write_bench
 from svdqc.compiler.tune.child import Request, Timing
@@ -74,27 +80,36 @@ def search(
 
     At the deadline, and when this generator is interrupted, the kernel being measured is kept as far as it got.
     """
-    began = time.monotonic()
-    for done, site in enumerate(sites):
+    began, done = time.monotonic(), 0
+
+    def say(name: str, detail: str) -> None:
+        share = None
+        if setting.deadline is not None:
+            share = (time.monotonic() - began) / max(setting.deadline - began, 1e-9)
+        tell(done, len(sites), f"{name}: {detail}", share)
+
+    at_once = 1 if isinstance(setting.target, CudaTarget) else setting.jobs or os.cpu_count() or 1
+    for first in range(0, len(sites), at_once):
+        batch = sites[first : first + at_once]
         if setting.is_over:
             return
-
-        def say(detail: str, done: int = done, site: Site = site) -> None:
-            share = None
-            if setting.deadline is not None:
-                share = (time.monotonic() - began) / max(setting.deadline - began, 1e-9)
-            tell(done, len(sites), f"{site.name}: {detail}", share)
-
-        say("building")
         with tempfile.TemporaryDirectory(prefix="svdqc-tune-") as folder:
-            one = _Kernel(site, setting, Path(folder), build, measure)
-            try:
-                one.run(say)
-            finally:
-                record = one.record()
-                if record is not None:
-                    keep(record)
-        yield Outcome(site, record, one.lost)
+            searches = [_Kernel(site, setting, Path(folder), build, measure) for site in batch]
+            say(batch[0].name, "building")
+            # All compilers first, then all measurements: they would disturb each other.
+            with ThreadPoolExecutor(at_once) as pool:
+                list(pool.map(_Kernel.build, searches))
+            for one in searches:
+                if setting.is_over:
+                    return
+                try:
+                    one.measure(partial(say, one.site.name))
+                finally:
+                    record = one.record()
+                    if record is not None:
+                        keep(record)
+                done += 1
+                yield Outcome(one.site, record, one.lost)
 
 
 class _Kernel:
@@ -106,22 +121,29 @@ class _Kernel:
         self.site, self.setting, self.folder = site, setting, folder
         self._build, self._measure = build, measure
         self.lost: list[str] = []
+        self._kernels: list[Kernel] = []
+        self._code = b""
         self._times: list[tuple[Kernel, Timing]] = []
         self._best: tuple[Kernel, Timing] | None = None
-        self._analytic: Kernel | None = None
         self._complete = False
 
-    def run(self, say: Callable[[str], None]) -> None:
-        kernels, code = self._built(self._candidates())
-        if not kernels:
-            return
-        self._analytic = kernels[0]
-        if self._analytic.block != self.site.blocks[0]:
+    def build(self) -> None:
+        """Compile the candidates; those that a compiler rejects are lost."""
+        with _rendering:
+            self._kernels = self._candidates()
+        self._code = self._built()
+        if not self._kernels or self._kernels[0].block != self.site.blocks[0]:
             self.lost.append("the analytic choice itself cannot be built")
+            self._kernels = []
+
+    def measure(self, say: Callable[[str], None]) -> None:
+        if not self._kernels:
             return
-        setting = self.setting
-        path = self.folder / "bench.svdq"
-        bench = write_bench(path, self.site, kernels, code, setting.target, setting.flush_bytes)
+        setting, kernels = self.setting, self._kernels
+        path = self.folder / f"{kernels[0].name}.svdq"
+        bench = write_bench(
+            path, self.site, kernels, self._code, setting.target, setting.flush_bytes
+        )
         for position, kernel in enumerate(kernels[1:], 2):
             if setting.is_over:
                 return
@@ -132,24 +154,21 @@ class _Kernel:
         if not self._times:
             self._alone(bench)
         else:
-            kernel = min(self._times, key=lambda t: t[1].median_us / t[1].analytic_us)[0]
+            kernel = min(self._times, key=_ratio)[0]
             say("measuring the best again")
             again = self._one(bench, kernels.index(kernel) + 1, kernel, CONFIRMED * setting.seconds)
             self._best = None if again is None else (kernel, again)
+        path.unlink()
         self._complete = True
 
     def record(self) -> TuningRecord | None:
         """What is known now; None if nothing is."""
-        if self._analytic is None:
-            return None
-        best = self._best
-        if best is None and self._times:
-            best = min(self._times, key=lambda t: t[1].median_us / t[1].analytic_us)
+        best = self._best or min(self._times, key=_ratio, default=None)
         if best is None:
             return None
         kernel, timing = best
         worth = timing.median_us <= WORTH * timing.analytic_us
-        chosen = kernel if worth else self._analytic
+        chosen = kernel if worth else self._kernels[0]
         return TuningRecord(
             key_of(self.site.problem, self.setting.target.name, self.setting.machine),
             tuple(sorted(chosen.block.parameters().items())),
@@ -171,20 +190,27 @@ class _Kernel:
                 break
         return list(found.values())
 
-    def _built(self, kernels: list[Kernel]) -> tuple[list[Kernel], bytes]:
-        """The kernels that a compiler accepts, and their code."""
+    def _built(self) -> bytes:
+        """The code of the candidates that a compiler accepts; the others are dropped."""
         target, jobs = self.setting.target, self.setting.jobs
-        while kernels:
-            sources = {k.name: k.source for k in kernels} | frame_sources(target)
+        frame = frame_sources(target)
+        if isinstance(target, CpuTarget):
+            # One translation unit: what the candidates share is parsed and compiled once.
+            unit = "\n".join([*(k.source for k in self._kernels), *frame.values()])
             try:
-                return kernels, self._build(sources, target, jobs)
+                return self._build({f"{self._kernels[0].name} and variants": unit}, target, 1)
+            except CompilationFailed:
+                pass  # each apart, to see which it was
+        while self._kernels:
+            try:
+                return self._build({k.name: k.source for k in self._kernels} | frame, target, jobs)
             except CompilationFailed as error:
-                rest = [kernel for kernel in kernels if kernel.name != error.subject]
-                if len(rest) == len(kernels):
+                rest = [kernel for kernel in self._kernels if kernel.name != error.subject]
+                if len(rest) == len(self._kernels):
                     raise
                 self.lost.append(f"{error.subject}: does not compile")
-                kernels = rest
-        return [], b""
+                self._kernels = rest
+        return b""
 
     def _one(self, bench: Bench, position: int, kernel: Kernel, seconds: float) -> Timing | None:
         setting = self.setting
@@ -200,7 +226,14 @@ class _Kernel:
 
     def _alone(self, bench: Bench) -> None:
         """There is no candidate beside the analytic choice, or none gave a time: its own time is told."""
-        assert self._analytic is not None
-        timing = self._one(bench, 1, self._analytic, self.setting.seconds)
+        timing = self._one(bench, 1, self._kernels[0], self.setting.seconds)
         if timing is not None:
-            self._best = (self._analytic, timing)
+            self._best = (self._kernels[0], timing)
+
+
+def _ratio(measured: tuple[Kernel, Timing]) -> float:
+    return measured[1].median_us / measured[1].analytic_us
+
+
+_rendering = threading.Lock()
+"""Rendering a region's kernels fills tables that its program's regions share."""

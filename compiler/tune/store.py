@@ -87,6 +87,14 @@ def read_if_there(path: str | os.PathLike[str]) -> Records:
     return read_records(path) if Path(path).exists() else Records()
 
 
+def check_appendable(path: str | os.PathLike[str]) -> None:
+    """Refuse, before long work, a file that cannot be written; one that is not there is not left behind."""
+    existed = Path(path).exists()
+    append_records(path, ())
+    if not existed:
+        Path(path).unlink(missing_ok=True)
+
+
 def append_records(path: str | os.PathLike[str], records: Iterable[TuningRecord]) -> None:
     """Add lines, durably. Other processes may append too; what does not fit on the disk leaves nothing behind."""
     data = "".join(f"{record.line()}\n" for record in records).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,4 +57,20 @@ def command(
     if as_json:
         print_json(report)
     elif not quiet:
-        print_report(report)
+        print_report(_readable(report))
+
+
+def _readable(report: dict[str, Any]) -> dict[str, Any]:
+    """An artifact's report with the provenance of its variants as a table of its own."""
+    variants = report.get("variants", ())
+    made = [{"target": v["target"], **_made(v.get("provenance", {}))} for v in variants]
+    plain = [{k: value for k, value in v.items() if k != "provenance"} for v in variants]
+    return {**report, **({"variants": plain, "provenance": made} if variants else {})}
+
+
+def _made(provenance: dict[str, Any]) -> dict[str, Any]:
+    tuning = provenance.get("tuning")
+    told = "no kernel"
+    if tuning is not None:
+        told = f"{tuning['tuned']} of {tuning['kernels']} kernels, {tuning['changed']} changed, on {tuning['machine']}"
+    return {"compiler": provenance.get("compiler", ""), "tuned": told}
