@@ -79,7 +79,7 @@ def read_records(path: str | os.PathLike[str]) -> Records:
         else:
             records.by_key[record.key] = record
     if newer:
-        records.notes.append(f"{name}: {newer} records of a newer svdqc were passed over")
+        records.notes.append(f"{name}: passed over {newer} of a newer svdqc")
     return records
 
 
