@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -88,7 +88,6 @@ def tune_model(
     jobs: int = 0,
     again: bool = False,
     progress: Progress | None = None,
-    searcher: Callable[..., Any] = search,
 ) -> TuneReport:
     """Tune a model's kernels; the arguments are those of `svdqc.tune`."""
     began, say, report = time.monotonic(), Stages(progress), TuneReport(Path(output))
@@ -132,7 +131,7 @@ def tune_model(
             deadline,
         )
         stage = "tune" if len(targets) == 1 else f"tune {one.name}"
-        outcomes = _search(searcher, waiting, setting, output, say, stage)
+        outcomes = _search(waiting, setting, output, say, stage)
         for outcome in outcomes:
             state = "tuned" if outcome.record else "; ".join(outcome.lost) or "not measured"
             told = _told(one, outcome.site, outcome.record, state)
@@ -144,7 +143,6 @@ def tune_model(
 
 
 def _search(
-    searcher: Callable[..., Any],
     sites: Sequence[Site],
     setting: Setting,
     output: str | os.PathLike[str],
@@ -157,7 +155,7 @@ def _search(
     def tell(done: int, total: int, detail: str, share: float | None) -> None:
         say(stage, done, total, detail, None if share is None else min(1.0, share))
 
-    outcomes = list(searcher(sites, setting, keep, tell))
+    outcomes = list(search(sites, setting, keep, tell))
     say(stage, max(len(sites), 1), max(len(sites), 1))
     return outcomes
 

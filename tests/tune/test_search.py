@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.compiler.programs import ProgramBuilder, native
@@ -26,7 +27,7 @@ from svdqc.compiler.tune.child import Request, Timing
 from svdqc.compiler.tune.record import Machine, TuningRecord
 from svdqc.compiler.tune.search import Outcome, Setting, search
 from svdqc.compiler.tune.sites import Site, find_sites
-from svdqc.runtime import inspect
+from svdqc.runtime import inspect, load
 
 MACHINE = Machine("Test Machine", 2, "", "")
 
@@ -208,3 +209,10 @@ def test_bench__a_file_that_the_runtime_proves(three: list[Site], tmp_path: Path
     shown = inspect(bench.path)
     assert shown["num_launches"] == bench.first + 2 + 1
     assert shown["dims"][0]["hi"] == 2
+    with load(bench.path, threads=2, trust=True, profile=True) as model:
+        for candidate in (1, 2):
+            model(candidate=np.zeros(candidate, np.uint8))
+            times = [launch.microseconds for launch in model.profile()]
+            assert times[bench.first + candidate - 1] > 0
+            assert times[bench.first + 2 - candidate] == 0, "it has no tasks"
+            assert min(times) >= 0

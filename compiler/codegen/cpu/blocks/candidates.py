@@ -13,6 +13,7 @@ from svdqc.compiler.codegen.region import tiles_columns
 from svdqc.compiler.codegen.rowprogram import RowProgram
 
 ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 36, 48, 64, 72, 96, 128, 144, 192, 256)
+THREADS = (2, 4, 8)
 COLUMNS = (64, 128, 256, 512, 1024)
 QUERIES = (QUERY_BLOCK, 96, 48, 24)
 SCRATCH_BYTES = 4 << 20
@@ -40,13 +41,23 @@ def _others(program: RowProgram) -> list[Block]:
     if anchor is not None and _splits_columns(program):
         out_features = layout.inner_elements(anchor).upper()
         columns = (0, *(c for c in COLUMNS if c < out_features))
-    rows = [r for r in ROWS if r < num_rows] + [num_rows]
+    rows = _row_counts(num_rows)
     return [
         Block(r, c)
         for r, c in product(rows, columns)
         if r * (c or width) * 4 <= SCRATCH_BYTES
         and (r * (c or width) >= FEWEST_RESULTS or r == num_rows)
     ]
+
+
+def _row_counts(num_rows: int) -> list[int]:
+    """The usual numbers of rows, and near each what makes tasks of about equal size, also for 2, 4 and 8 threads."""
+    found = {num_rows}
+    for rows in (r for r in ROWS if r < num_rows):
+        tasks = -(-num_rows // rows)
+        shared = [-(-tasks // threads) * threads for threads in THREADS]
+        found.update((rows, *(-(-num_rows // t) for t in (tasks, *shared))))
+    return sorted(found)
 
 
 def _splits_columns(program: RowProgram) -> bool:
