@@ -39,7 +39,7 @@ LEAST_FLUSH, MOST_FLUSH = 1 << 22, {"cpu": 1 << 26, "cuda": 1 << 28}
 
 @dataclass
 class TunedKernel:
-    """One distinct kernel. state: "tuned" or "skipped" (recorded before), or why there is no record."""
+    """One distinct kernel. state: "tuned" or "skipped" (recorded before), or why there is no whole record."""
 
     target: str
     name: str
@@ -133,7 +133,7 @@ def tune_model(
         stage = "tune" if len(targets) == 1 else f"tune {one.name}"
         outcomes = _search(waiting, setting, output, say, stage)
         for outcome in outcomes:
-            state = "tuned" if outcome.record else "; ".join(outcome.lost) or "not measured"
+            state = _state(outcome)
             told = _told(one, outcome.site, outcome.record, state)
             told.lost = outcome.lost
             report.kernels.append(told)
@@ -197,6 +197,12 @@ def _stored_bits(itemsize: int) -> int:
 def _of_kind(target: Target, device: str) -> str:
     """The device asked for, where it is of the target's kind."""
     return device if isinstance(target, CudaTarget) and device != "cpu" else ""
+
+
+def _state(outcome: Outcome) -> str:
+    if outcome.record is None:
+        return "; ".join(outcome.lost) or "no time left"
+    return "tuned" if outcome.record.complete else "no time left for all candidates"
 
 
 def _told(target: Target, site: Site, record: TuningRecord | None, state: str) -> TunedKernel:

@@ -16,6 +16,7 @@ from svdqc.compiler.codegen.kernel import Kernel
 from svdqc.compiler.targets.compile_cache import CompilationFailed
 from svdqc.compiler.targets.cpu import CpuTarget
 from svdqc.compiler.targets.cuda import CudaTarget
+from svdqc.compiler.targets.cuda_build import free_memory
 from svdqc.compiler.targets.select import Target, build_code
 from svdqc.compiler.tune.bench import Bench, frame_sources, write_bench
 from svdqc.compiler.tune.child import Request, Timing
@@ -26,6 +27,8 @@ from svdqc.compiler.tune.sites import Site
 WORTH = 0.97
 """A block is another choice only if it takes at most this part of the analytic choice's time, measured again: where
 code happens to lie makes a difference of two percent."""
+UNIT_BYTES = 1 << 29
+"""What a C++ compiler takes for a kernel's candidates in one translation unit: measured 350 MB, rounded up."""
 CONFIRMED = 3
 """Times as long the best candidate is measured again: the best of many is in part the luckiest."""
 
@@ -89,7 +92,7 @@ def search(
             share = (time.monotonic() - began) / max(setting.deadline - began, 1e-9)
         tell(done, len(sites), f"{name}: {detail}", share)
 
-    at_once = 1 if isinstance(setting.target, CudaTarget) else setting.jobs or os.cpu_count() or 1
+    at_once = _kernels_at_once(setting)
     for first in range(0, len(sites), at_once):
         batch = sites[first : first + at_once]
         if setting.is_over:
@@ -111,6 +114,13 @@ def search(
                         keep(record)
                 done += 1
                 yield Outcome(one.site, record, one.lost)
+
+
+def _kernels_at_once(setting: Setting) -> int:
+    """How many kernels are built together. For GPUs one: its candidates are compiled apart, in parallel."""
+    if isinstance(setting.target, CudaTarget):
+        return 1
+    return max(1, min(setting.jobs or os.cpu_count() or 1, free_memory() // UNIT_BYTES))
 
 
 class _Kernel:
