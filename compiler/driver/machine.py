@@ -52,7 +52,7 @@ def cpu_name() -> str:
 
 def cpu_stepping() -> str:
     """ "family 26, model 2": what tells processors of one name apart; "" where nothing does."""
-    found = {}
+    found: dict[str, str] = {}
     for line in _cpuinfo():
         name, _, value = line.partition(":")
         found.setdefault(name.strip(), value.strip())

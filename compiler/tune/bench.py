@@ -88,7 +88,9 @@ def write_bench(
     entries = [KernelEntry(name, THREADS if on_gpu else 0) for name in (FILL, COPY)]
     entries += [KernelEntry(k.name, k.threads, k.shared_bytes) for k in kernels]
 
-    buffers, index, offset = [], {}, 0
+    buffers: list[Buffer] = []
+    index: dict[BufferKey, int] = {}
+    offset = 0
     for position, operand in enumerate(read):
         index[operand.key] = len(buffers)
         buffers.append(Buffer("weight", IntExpr.of(operand.num_bytes), position))

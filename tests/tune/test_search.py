@@ -23,7 +23,7 @@ from svdqc.compiler.targets.compile_cache import CompilationFailed
 from svdqc.compiler.targets.select import build_code
 from svdqc.compiler.tune import measure as measuring
 from svdqc.compiler.tune.bench import frame_sources, write_bench
-from svdqc.compiler.tune.child import Request, Timing
+from svdqc.compiler.tune.child import Request, Timing, _difference
 from svdqc.compiler.tune.record import Machine, TuningRecord
 from svdqc.compiler.tune.search import Outcome, Setting, search
 from svdqc.compiler.tune.sites import Site, find_sites
@@ -216,3 +216,23 @@ def test_bench__a_file_that_the_runtime_proves(three: list[Site], tmp_path: Path
             assert times[bench.first + candidate - 1] > 0
             assert times[bench.first + 2 - candidate] == 0, "it has no tasks"
             assert min(times) >= 0
+
+
+def test_difference__bits_sums_in_another_order_and_codes_next_to_each_other() -> None:
+    floats = np.linspace(-1, 1, 500, dtype=np.float32)
+    assert _difference(floats, floats.copy()) == ""
+    assert _difference(floats, floats + np.float32(1e-5)) == ""
+    assert "differ by" in _difference(floats, floats + np.float32(1e-3))
+    spoilt = floats.copy()
+    spoilt[3] = np.nan
+    assert "not numbers" in _difference(floats, spoilt)
+
+    codes = np.arange(-100, 100, dtype=np.int8)
+    for value, step, wrong in [(5, 1, False), (5, -1, False), (5, 2, True), (5, 16, False)]:
+        other = codes.copy()
+        other[other == value] = value + step
+        assert bool(_difference(codes, other)) == wrong, (value, step)
+    assert "codes differ" in _difference(codes, codes + np.int8(1)), "every one of them"
+    other = codes.copy()
+    other[other == 0x0F] = 0x10 - 0x10  # low nibble -1 to 0
+    assert _difference(codes, other) == ""
