@@ -29,7 +29,9 @@ from svdqc.compiler.tune.record import TuningRecord, key_of
 from svdqc.compiler.tune.search import Outcome, Setting, search
 from svdqc.compiler.tune.sites import Site, find_sites
 from svdqc.compiler.tune.store import append_records, check_appendable, read_if_there
+from svdqc.runtime.errors import UnknownDevice
 from svdqc.runtime.library import cpu_features
+from svdqc.runtime.model import gpu_index
 
 CANDIDATES = 12
 SECONDS = 0.4
@@ -92,7 +94,8 @@ def tune_model(
     """Tune a model's kernels; the arguments are those of `svdqc.tune`."""
     began, say, report = time.monotonic(), Stages(progress), TuneReport(Path(output))
     targets = parse_targets(target, cpu_features(), capabilities)
-    machines = {one: required_machine(one, _of_kind(one, device), threads) for one in targets}
+    gpu = _gpu_name(device)
+    machines = {one: required_machine(one, gpu, threads) for one in targets}
     report.machines = {one.name: str(machine) for one, machine in machines.items()}
     known = read_if_there(output)
     report.notes += known.notes
@@ -122,7 +125,7 @@ def tune_model(
         setting = Setting(
             one,
             machine,
-            gpu_device(one, _of_kind(one, device)) if isinstance(one, CudaTarget) else "cpu",
+            gpu_device(one, gpu) if isinstance(one, CudaTarget) else "cpu",
             threads or usable_threads(),
             candidates,
             SECONDS,
@@ -194,9 +197,14 @@ def _stored_bits(itemsize: int) -> int:
     return 4 if itemsize == 1 else 8 * itemsize
 
 
-def _of_kind(target: Target, device: str) -> str:
-    """The device asked for, where it is of the target's kind."""
-    return device if isinstance(target, CudaTarget) and device != "cpu" else ""
+def _gpu_name(device: str) -> str:
+    """ "cuda:0" for "cuda"; "" where no GPU is asked for."""
+    if device in ("", "cpu", "auto"):
+        return ""
+    index = gpu_index(device)
+    if index is None:
+        raise UnknownDevice(device)
+    return f"cuda:{index}"
 
 
 def _state(outcome: Outcome) -> str:

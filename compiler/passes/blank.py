@@ -71,7 +71,10 @@ def _spread(recipe: Recipe, shape: tuple[int, int]) -> QuantizedLinear:
         for name, size in sizes.items()
         if getattr(small, name) is not None
     }
-    return replace(small, **fields, bias_delta=None)
+    activation = small.activation
+    if activation.group_size == SMALL[1]:  # a scale a row
+        activation = replace(activation, group_size=k)
+    return replace(small, **fields, activation=activation, bias_delta=None)
 
 
 def _zeros(like: Tensor, size: tuple[int, ...]) -> Tensor:

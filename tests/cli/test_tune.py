@@ -115,6 +115,7 @@ def test_tune__interrupted_says_what_is_kept(
         (("tiny_models:unsupported", "-o", "OUT"), ("cummax", "sort")),
         (("tiny_models:mlp", "-o", "OUT", "--rank", "auto"), ("ranks", "--rank 32")),
         (("tiny_models:mlp", "-o", "OUT", "--target", "cuda:sm_80"), ("driver", "--target cpu")),
+        (("tiny_models:mlp", "-o", "OUT", "--device", "abacus"), ("abacus", "cuda:0")),
     ],
 )
 def test_tune__refuses_and_leaves_nothing(
