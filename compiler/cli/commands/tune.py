@@ -60,7 +60,7 @@ may collect those of many models and machines. What it has already is not measur
     "--threads",
     type=click.IntRange(min=0),
     default=0,
-    help="Of the CPU. 0, the default: as many as this process may use, which is also what `compile --tuning` looks for; "
+    help="Of the CPU. 0, the default: as many as this process may use, as `compile --tuning` takes for granted; "
     "for another number give it --tuned-on '8 threads'.",
 )
 @click.option(
