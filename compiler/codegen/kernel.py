@@ -59,10 +59,13 @@ def generate(
 
     The analytic model's kernel first: what it is made of is part of what the chooser is asked.
     """
-    blocks = backend.blocks(build_row_program(region, maps, backend.row_budget(region)))
-    kernel = render_kernel(region, maps, storages, backend, blocks[0])
-    chosen = chooser.choose(problem_of(region, kernel.sources), blocks)
-    if chosen == blocks[0]:
+    blocks = iter(backend.blocks(build_row_program(region, maps, backend.row_budget(region))))
+    first = next(blocks)
+    kernel = render_kernel(region, maps, storages, backend, first)
+    if chooser is ANALYTIC:
+        return kernel
+    chosen = chooser.choose(problem_of(region, kernel.sources), [first, *blocks])
+    if chosen == first:
         return kernel
     return render_kernel(region, maps, storages, backend, chosen)
 

@@ -65,7 +65,7 @@ def find_sites(program: Program, fusion: FusionPlan, backend: Backend) -> list[S
     found: dict[Problem, Site] = {}
     for region in fusion.regions:
         budget = backend.row_budget(region)
-        blocks = backend.blocks(build_row_program(region, fusion.maps, budget))
+        blocks = list(backend.blocks(build_row_program(region, fusion.maps, budget)))
         first = render_kernel(region, fusion.maps, memory, backend, blocks[0])
         problem = problem_of(region, first.sources)
         if problem in found:

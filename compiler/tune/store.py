@@ -6,7 +6,6 @@ A crash or a full disk can leave half a line at the end. Readers ignore it and s
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -72,7 +71,7 @@ def read_records(path: str | os.PathLike[str]) -> Records:
             record = parse_record(line.decode())
         except NewerRecord:
             newer += 1
-        except (ValueError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # those of JSON and of UTF-8 are ValueErrors
             remedy = "give a file that `svdqc tune` has written, or remove the line"
             found = f"line {number} is no tuning record"
             raise NotATuningFile("tuning", name, found, remedy) from error

@@ -12,6 +12,8 @@ import pytest
 from tests.cli.conftest import HERE, Ran
 
 from svdqc.compiler.cli.app import run
+from svdqc.compiler.cli.commands.inspect import _readable
+from svdqc.compiler.cli.output import print_report
 from svdqc.compiler.driver import tune as driver
 from svdqc.compiler.tune.child import Request, Timing
 from svdqc.compiler.tune.search import search
@@ -126,3 +128,12 @@ def test_tune__refuses_and_leaves_nothing(
     assert ran.code == 2, ran.out
     assert all(part in ran.err for part in saying), ran.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("provenance", [3, "text", {"tuning": []}, {"tuning": {"tuned": None}}])
+def test_inspect__survives_any_provenance(provenance: object) -> None:
+    """A file from elsewhere may hold anything there."""
+    shown = _readable({"variants": [{"target": "cpu:avx2", "provenance": provenance}]})
+    print_report(shown)
+    assert shown["provenance"][0]["target"] == "cpu:avx2"
+    assert "provenance" not in shown["variants"][0]

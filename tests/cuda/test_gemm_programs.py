@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from svdqc.compiler.codegen.choice import ANALYTIC, Chooser, Problem
 from svdqc.compiler.codegen.cuda.backend import CudaBackend
-from svdqc.compiler.codegen.cuda.tiles import TILES, Coded, Tile
+from svdqc.compiler.codegen.cuda.tiles import STAGES, TILES, Coded, Tile
 from svdqc.compiler.codegen.lower import Lowered, lower
 from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.ir.program import Program
@@ -198,11 +198,12 @@ class ByShape:
 
 
 def test_linear_s4__tiles() -> None:
-    """Each tile that products of 4-bit codes may have, one row and column less and more than it has."""
+    """Each tile that products of 4-bit codes may have, one row and column less and more than it has; and what tuning
+    may choose, the fewest and the most stages."""
     product = Coded(4, 4, 64, True)
     tiles: dict[tuple[int, int], Tile] = {}
     cases = []
-    for tile in TILES:
+    for tile in (*TILES, *(replace(TILES[3], stages=s) for s in (min(STAGES), max(STAGES)))):
         if not product.fits(tile, SM_80):
             continue
         for case in (

@@ -141,6 +141,7 @@ def test_records__newer_meaning_is_passed_over_and_said(
         changed(choice=3),
         changed(median_us=None),
         "\xff\n",
+        "[" * 100_000 + "\n",
     ],
 )
 def test_records__something_else_is_refused_by_line(tmp_path: Path, line: str) -> None:

@@ -68,9 +68,14 @@ def _readable(report: dict[str, Any]) -> dict[str, Any]:
     return {**report, **({"variants": plain, "provenance": made} if variants else {})}
 
 
-def _made(provenance: dict[str, Any]) -> dict[str, Any]:
-    tuning = provenance.get("tuning")
+def _made(provenance: Any) -> dict[str, Any]:
+    """The file may hold anything here: the runtime does not read it."""
+    made = provenance if isinstance(provenance, dict) else {}
+    tuning = made.get("tuning")
     told = "no kernel"
-    if tuning is not None:
-        told = f"{tuning['tuned']} of {tuning['kernels']} kernels, {tuning['changed']} changed, on {tuning['machine']}"
-    return {"compiler": provenance.get("compiler", ""), "tuned": told}
+    if isinstance(tuning, dict):
+        tuned, kernels, changed, machine = (
+            tuning.get(name, "?") for name in ("tuned", "kernels", "changed", "machine")
+        )
+        told = f"{tuned} of {kernels} kernels, {changed} changed, on {machine}"
+    return {"compiler": made.get("compiler", ""), "tuned": told}

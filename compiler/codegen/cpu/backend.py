@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from svdqc.compiler.codegen.cpu.blocks.candidates import blocks
@@ -21,7 +21,7 @@ class CpuBackend:
     arguments = "args->"
     packed_codes = False
 
-    def blocks(self, program: RowProgram) -> Sequence[Block]:
+    def blocks(self, program: RowProgram) -> Iterable[Block]:
         return blocks(program)
 
     def include_folders(self) -> Sequence[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,8 +59,10 @@ class Backend(Protocol):
     @property
     def packed_codes(self) -> bool: ...
 
-    def blocks(self, program: RowProgram) -> Sequence[Block]:
-        """Every block that a region can have; the analytic model's choice first, then the better before the worse."""
+    def blocks(self, program: RowProgram) -> Iterable[Block]:
+        """Every block that a region can have; the analytic model's choice first, then the better before the worse.
+
+        Only the first is asked for where nothing was measured."""
 
     def include_folders(self) -> Sequence[Path]:
         """Where the headers lie that kernels include."""

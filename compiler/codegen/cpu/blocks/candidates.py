@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from itertools import product
 
 from svdqc.compiler.codegen.columns import keeps_own_columns
@@ -22,11 +22,12 @@ FEWEST_RESULTS = 1024
 """Of a task: with fewer, sharing them out takes longer than computing them."""
 
 
-def blocks(program: RowProgram) -> Sequence[Block]:
+def blocks(program: RowProgram) -> Iterator[Block]:
     """The analytic choice, then the others, those whose work is most like the analytic choice's first."""
     first = plan_block(program)
+    yield first
     others = [block for block in _others(program) if block != first]
-    return [first, *sorted(others, key=lambda block: (_distance(block, first), block.rows))]
+    yield from sorted(others, key=lambda block: (_distance(block, first), block.rows))
 
 
 def _others(program: RowProgram) -> list[Block]:
