@@ -108,8 +108,8 @@ def _next_to(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
         a, b = (x.view(np.uint8) >> shift & 15 for x in (wanted, got))
         step = (a - b) & 15  # as of signed codes: from -1 to 0 is one step
         nibbles.append((step <= 1) | (step == 15))
-    both: np.ndarray = nibbles[0] & nibbles[1]
-    return near | both
+    near |= nibbles[0] & nibbles[1]
+    return near
 
 
 def main() -> None:

@@ -102,6 +102,7 @@ TILES = (
 """Largest first: of equals the first is chosen."""
 STAGES = (2, 3, 4, 5)
 """What tuning tries beside a tile's own number."""
+UNUSUAL_STAGES = 0.15
 
 
 @dataclass(frozen=True)
@@ -216,10 +217,11 @@ def rank_tiles(
     others = [tile for tile in _fitting(varied, product, target) if tile != first]
     own = {(t.rows, t.columns, t.warps_m, t.warps_n): t.stages for t in TILES}
 
-    def cost(tile: Tile) -> tuple[float, int]:
-        """The model does not see how far ahead copies begin: of equals, what is nearest to the usual number."""
-        usual = own[tile.rows, tile.columns, tile.warps_m, tile.warps_n]
-        return clocks(tile, product, target, m, n, k), abs(tile.stages - usual)
+    def cost(tile: Tile) -> float:
+        """The model does not see how far ahead copies begin: what is farther from the usual number comes later, so
+        that few candidates are not all of one tile."""
+        unusual = abs(tile.stages - own[tile.rows, tile.columns, tile.warps_m, tile.warps_n])
+        return clocks(tile, product, target, m, n, k) * (1 + UNUSUAL_STAGES * unusual)
 
     return [first, *sorted(others, key=cost)]
 
