@@ -1,4 +1,4 @@
-"""The command line: `svdqc compile | inspect | run | bench | compare | verify | doctor`.
+"""The command line: `svdqc compile | inspect | run | bench | tune | report | compare | verify | doctor`.
 
 Starting costs the import of click and nothing else; each command is a module that is imported when it is called.
 """

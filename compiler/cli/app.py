@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": "Tell what a compilation would do, or what is inside an artifact.",
     "run": "Run an artifact on inputs from a file.",
     "bench": "Measure an artifact: latency, and where the time goes.",
+    "tune": "Measure a model's kernels on this machine, for `compile --tuning`.",
     "report": "Show where a quantization loses, as one HTML page.",
     "compare": "Measure how far an artifact's outputs are from its reference or its model.",
     "verify": "Check every byte and every plan of an artifact.",

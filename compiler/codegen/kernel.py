@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from svdqc.compiler.codegen.access import AccessMaps
+from svdqc.compiler.codegen.choice import ANALYTIC, Chooser, problem_of
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.naming import kernel_stem
-from svdqc.compiler.codegen.printing.backend import Backend
+from svdqc.compiler.codegen.printing.backend import Backend, Block
 from svdqc.compiler.codegen.printing.params import BufferParam, Params
 from svdqc.compiler.codegen.printing.statements import Scratch
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import build_row_program
-from svdqc.compiler.codegen.templates import render
+from svdqc.compiler.codegen.templates import render, sources_digest
 from svdqc.compiler.ir.intexpr import ZERO, IntExpr
 from svdqc.errors import SvdqcError
 
@@ -28,6 +29,8 @@ class Kernel:
     """Rendered code and how to launch it. Equal `source` means the same kernel.
 
     source         C++ or CUDA with the kernel named `name`
+    block          how much of the region one task computes, and how
+    sources        one name for the contents of every template and header that it is made of
     threads        of a GPU's block; 0 on CPUs
     shared_bytes   of a GPU's block, for the largest dims
     scratch_bytes  of a CPU's thread
@@ -39,15 +42,40 @@ class Kernel:
     scalars: tuple[IntExpr, ...]
     num_tasks: IntExpr
     scratch_bytes: IntExpr
-    threads: int = 0
-    shared_bytes: int = 0
+    threads: int
+    shared_bytes: int
+    block: Block
+    sources: str
 
 
-def generate(region: Region, maps: AccessMaps, storages: Memory, backend: Backend) -> Kernel:
-    """Render the kernel of one region. `storages` has every stored value, input and weight it touches."""
+def generate(
+    region: Region,
+    maps: AccessMaps,
+    storages: Memory,
+    backend: Backend,
+    chooser: Chooser = ANALYTIC,
+) -> Kernel:
+    """Render the kernel of one region. `storages` has every stored value, input and weight it touches.
+
+    The analytic model's kernel first: what it is made of is part of what the chooser is asked.
+    """
+    blocks = iter(backend.blocks(build_row_program(region, maps, backend.row_budget(region))))
+    first = next(blocks)
+    kernel = render_kernel(region, maps, storages, backend, first)
+    if chooser is ANALYTIC:
+        return kernel
+    chosen = chooser.choose(problem_of(region, kernel.sources), [first, *blocks])
+    if chosen == first:
+        return kernel
+    return render_kernel(region, maps, storages, backend, chosen)
+
+
+def render_kernel(
+    region: Region, maps: AccessMaps, storages: Memory, backend: Backend, block: Block
+) -> Kernel:
+    """The kernel of a region with a given block."""
     program = build_row_program(region, maps, backend.row_budget(region))
     params, scratch = Params(), Scratch()
-    block = backend.plan_block(program)
     printer = backend.printer(program, storages, params, scratch, block)
     context: dict[str, Any] = {
         "block_rows": block.rows,
@@ -94,6 +122,8 @@ def generate(region: Region, maps: AccessMaps, storages: Memory, backend: Backen
         scratch_bytes=ZERO if block.threads else scratch.num_bytes,
         threads=block.threads + block.helpers,
         shared_bytes=shared_bytes,
+        block=block,
+        sources=sources_digest(anchored.template, unnamed, backend.include_folders()),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
+from svdqc.compiler.codegen.choice import ANALYTIC, Chooser
 from svdqc.compiler.codegen.cpu.backend import CpuBackend
 from svdqc.compiler.codegen.kernel import Kernel, generate
 from svdqc.compiler.codegen.memory import Memory
@@ -56,13 +57,14 @@ def lower(
     fusion: FusionPlan,
     progress: Callable[[int, int], None] | None = None,
     backend: Backend | None = None,
+    chooser: Chooser = ANALYTIC,
 ) -> Lowered:
     """Generate a kernel for every region and the plan that launches them in order; by default for CPUs."""
     backend = backend or CpuBackend()
     memory = Memory(program, fusion.regions, fusion.maps.table, backend.packed_codes)
     generated: list[Kernel] = []
     for done, region in enumerate(fusion.regions):
-        generated.append(generate(region, fusion.maps, memory, backend))
+        generated.append(generate(region, fusion.maps, memory, backend, chooser))
         if progress is not None:
             progress(done + 1, len(fusion.regions))
     builder = _PlanBuilder(program, memory)

@@ -1,4 +1,4 @@
-"""The public functions that need the compiler: `svdqc.compile`, `svdqc.inspect` and `svdqc.reference`.
+"""The public functions that need the compiler: `svdqc.compile`, `svdqc.tune`, `svdqc.inspect`, `svdqc.reference`.
 
 Each checks that the compiler's packages are installed before it imports them, so that a machine that holds only
 the runtime gets one sentence and not a traceback.
@@ -93,6 +93,8 @@ def compile(
     pipeline: str | os.PathLike[str] | None = None,
     steps: int | None = None,
     num_samples: int | None = None,
+    tuning: str | os.PathLike[str] | None = None,
+    tuned_on: str | None = None,
 ) -> Any:
     """Compile `model` to one file, written whole or not at all.
 
@@ -112,6 +114,8 @@ def compile(
     pipeline     for prompts: the diffusers pipeline that draws them; a model inside of one needs it not
     steps        for prompts: steps of each drawing; None is the pipeline's own number
     num_samples  for prompts: how many steps are recorded, evenly over prompts and steps; None is 128, 0 all of them
+    tuning       a file that `svdqc.tune` has written: kernels take what was fastest on this machine, where it is known
+    tuned_on     the machine of that file to build for instead, by a part of its description, such as "H100"
     dump         a folder for the graph after each pass, the fused regions and the rendered kernels (driver/dump.py)
 
     Returns the artifact: `.path`, `.num_bytes`, and `.report`, a dict of what was quantized, kept and fused.
@@ -141,6 +145,61 @@ def compile(
         progress=progress,
         dump=None if dump is None else Path(dump),
         resume=resume,
+        tuning=tuning,
+        tuned_on=tuned_on,
+    )
+
+
+def tune(
+    model: Any,
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    output: str | os.PathLike[str],
+    target: str = "native",
+    recipe: Recipe | None = None,
+    dynamic: str | Mapping[str, Any] | None = None,
+    budget_seconds: float | None = None,
+    candidates: int | None = None,
+    device: str = "",
+    threads: int = 0,
+    jobs: int = 0,
+    again: bool = False,
+    progress: Progress | None = None,
+) -> Any:
+    """Measure a model's kernels on this machine, and append what was fastest to a file for `compile(tuning=...)`.
+
+    model, inputs, target, recipe, dynamic   as for `svdqc.compile`: kernels depend on shapes, ranks and formats. No
+                    weight is read, and of sizes that vary the largest are measured
+    output          the file of records; those of this machine that it has already are not measured again
+    budget_seconds  stop then, with what there is; kernels that take longest come first
+    candidates      of each kernel, beside the compiler's own choice; None is 12
+    device          "cuda:1": which GPU measures for cuda targets
+    threads         of the CPU; 0: as many as this process may use. Records are for this number
+    jobs            parallel compilations; 0 means one per core
+    again           measure what is recorded already, too
+    progress        called with a `svdqc.ProgressEvent` after each step
+
+    Returns a report: `.kernels`, and `.estimate(target)`, µs of one run with analytic and with tuned kernels. What was
+    measured stays in the file when the call is interrupted.
+    """
+    require_compiler("tune")
+    check_output(output)
+    from svdqc.compiler.driver.tune import CANDIDATES, tune_model
+
+    return tune_model(
+        model,
+        inputs,
+        output=output,
+        target=target,
+        recipe=recipe or Recipe(),
+        dynamic=dynamic,
+        budget_seconds=budget_seconds,
+        candidates=CANDIDATES if candidates is None else candidates,
+        device=device,
+        threads=threads,
+        jobs=jobs,
+        again=again,
+        progress=progress,
     )
 
 

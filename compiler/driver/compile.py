@@ -24,6 +24,7 @@ from svdqc.compiler.driver.probes import probe_inputs, watch
 from svdqc.compiler.driver.progress import Progress, Stages
 from svdqc.compiler.driver.report import compile_report
 from svdqc.compiler.driver.support import check_supported
+from svdqc.compiler.driver.tuning import Tuning
 from svdqc.compiler.driver.variants import build_variants, lower_families
 from svdqc.compiler.driver.work_folder import StoredResults, work_folder
 from svdqc.compiler.ir.dialect import verify
@@ -80,12 +81,17 @@ def compile_model(
     progress: Progress | None = None,
     dump: Path | None = None,
     resume: bool = False,
+    tuning: str | os.PathLike[str] | None = None,
+    tuned_on: str | None = None,
 ) -> CompiledArtifact:
     """Compile a model to one file; the arguments are those of `svdqc.compile`."""
     say, dumped = Stages(progress), Dump(dump)
     targets = parse_targets(target, cpu_features(), capabilities)
     for one in targets:
         toolchain_of(one)  # is there, before any long work
+    tuned = Tuning.open(tuning, tuned_on)
+    for one in targets:
+        tuned.chooser(one)  # is that of one machine
     asked = recipe or Recipe()
     names = ",".join(one.name for one in targets)
     recipe = resolved(asked, names)
@@ -129,8 +135,8 @@ def compile_model(
         verify(program, CANONICAL)
         dumped.after("svdquant", program)
 
-        families = lower_families(program, targets, dumped, say)
-        variants, planned = build_variants(families, targets, jobs, say)
+        families = lower_families(program, targets, dumped, say, tuned)
+        variants, planned = build_variants(families, targets, jobs, say, tuned)
 
         first = families[0]
         report = compile_report(first, decisions, records, recipe, allocation)
@@ -154,6 +160,8 @@ def compile_model(
                 "constants": _compiled_in(inputs),
             },
         )
+    if tuning is not None:
+        report["tuning"] = tuned.report(targets)
     say("write", len(tensors), max(len(tensors), 1))
     trust.register(*written.trust_digests)
     return CompiledArtifact(written.path, written.num_bytes, report)

@@ -50,6 +50,17 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_stepping() -> str:
+    """ "family 26, model 2": what tells processors of one name apart; "" where nothing does."""
+    found: dict[str, str] = {}
+    for line in _cpuinfo():
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    if "cpu family" not in found or "model" not in found:
+        return ""
+    return f"family {found['cpu family']}, model {found['model']}"
+
+
 def _cpuinfo() -> list[str]:
     try:
         return Path("/proc/cpuinfo").read_text().splitlines()

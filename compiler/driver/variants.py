@@ -1,8 +1,8 @@
 """One program for several kinds of machine: lowered once per kind, built per target, weights stored once per layout.
 
-CPUs of every instruction set share regions, kernels' text and plan. Each GPU architecture has its own: what fits in its
-shared memory and which tensor cores it has decide tiles and layouts. A weight that two plans read in the same layout is
-one tensor of the artifact; in different layouts it is stored once for each.
+CPUs of every instruction set share regions, kernels' text and plan, unless one was tuned. Each GPU architecture has its
+own: what fits in its shared memory and which tensor cores it has decide tiles and layouts. A weight that two plans read
+in the same layout is one tensor of the artifact; in different layouts it is stored once for each.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from svdqc.compiler.artifact.format import Variant
+from svdqc.compiler.codegen.choice import ANALYTIC
 from svdqc.compiler.codegen.cuda.backend import CudaBackend
 from svdqc.compiler.codegen.lower import Lowered, PlannedTensor, lower
 from svdqc.compiler.codegen.region import FusionPlan
 from svdqc.compiler.driver.dump import Dump
 from svdqc.compiler.driver.progress import Stages
+from svdqc.compiler.driver.tuning import Tuning
 from svdqc.compiler.ir.dialect import verify
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.passes.dialects import LOWERED
@@ -39,12 +41,21 @@ class Family:
 
 
 def lower_families(
-    program: Program, targets: Sequence[Target], dump: Dump, say: Stages
+    program: Program,
+    targets: Sequence[Target],
+    dump: Dump,
+    say: Stages,
+    tuning: Tuning | None = None,
 ) -> list[Family]:
-    """The program lowered for each kind of machine among the targets, in their order; `program` stays as it is."""
+    """The program lowered for each kind of machine among the targets, in their order; `program` stays as it is.
+
+    A CPU with tuning records is a kind of its own.
+    """
+    tuning = tuning or Tuning()
     groups: dict[object, list[Target]] = {}
     for target in targets:
-        groups.setdefault("cpu" if isinstance(target, CpuTarget) else target, []).append(target)
+        shared = isinstance(target, CpuTarget) and tuning.chooser(target) is ANALYTIC
+        groups.setdefault("cpu" if shared else target, []).append(target)
     families = []
     for number, members in enumerate(groups.values()):
         copy = program.copy()
@@ -52,7 +63,8 @@ def lower_families(
         stage = "plan" if len(groups) == 1 else f"plan {_kind(members[0])}"
         say(stage, 0, 1)
         fusion = plan_regions(copy, members[0], observe)
-        lowered = lower(copy, fusion, partial(say, stage), backend_of(members[0]))
+        chooser = tuning.chooser(members[0])
+        lowered = lower(copy, fusion, partial(say, stage), backend_of(members[0]), chooser)
         observe.regions(fusion, lowered)
         families.append(Family(tuple(members), copy, fusion, lowered))
     return families
@@ -74,16 +86,21 @@ def backend_of(target: Target) -> CudaBackend | None:
 
 
 def build_variants(
-    families: Sequence[Family], targets: Sequence[Target], jobs: int, say: Stages
+    families: Sequence[Family],
+    targets: Sequence[Target],
+    jobs: int,
+    say: Stages,
+    tuning: Tuning | None = None,
 ) -> tuple[list[Variant], list[PlannedTensor]]:
     """A variant per target, in the targets' order, and the tensors that all plans index."""
+    tuning = tuning or Tuning()
     tensors, plans = merge_tensors(families)
     found: dict[Target, Variant] = {}
     for family, plan in zip(families, plans, strict=True):
         for target in family.targets:
             stage = "kernels" if len(targets) == 1 else f"kernels {_short(target)}"
             code = build_code(family.lowered.kernels, target, jobs, partial(say, stage))
-            provenance = {"compiler": toolchain_of(target)}
+            provenance = {"compiler": toolchain_of(target), **tuning.provenance(target)}
             found[target] = Variant(target.name, target.isa_features, code, plan, provenance)
     return [found[target] for target in targets], tensors
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from svdqc.errors import SvdqcError
 
 if TYPE_CHECKING:
-    from svdqc.compiler.driver.api import compile, inspect, reference
+    from svdqc.compiler.driver.api import compile, inspect, reference, tune
     from svdqc.compiler.driver.progress import Progress, ProgressEvent
     from svdqc.compiler.driver.report_api import report
     from svdqc.compiler.quantize.recipe import Recipe
@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "reference",
     "report",
+    "tune",
 ]
 
 _HOMES = {
@@ -45,6 +46,7 @@ _HOMES = {
     "load": "svdqc.runtime",
     "reference": "svdqc.compiler.driver.api",
     "report": "svdqc.compiler.driver.report_api",
+    "tune": "svdqc.compiler.driver.api",
 }
 
 

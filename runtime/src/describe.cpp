@@ -41,6 +41,12 @@ std::string describe_model(const Model& model) {
     return names;
   };
   const auto quoted = [](const std::string& text) { return json_quote(text); };
+  // How a variant was made (compiler, tuning), for people and tools; the runtime does not read it.
+  const auto provenance = [&](size_t index) {
+    const Json* variants = container.manifest.find("variants");
+    const Json* found = variants->items[index].find("provenance");
+    return found != nullptr ? std::string(found->raw) : std::string("{}");
+  };
   size_t next = 0;
   const auto variant = [&](const Variant& v) {
     const size_t index = next++;
@@ -50,8 +56,8 @@ std::string describe_model(const Model& model) {
                ",\"devices\":", list(devices(index), quoted),
                ",\"isa_features\":", list(v.isa_features, quoted),
                ",\"plan_bytes\":", container.sections[v.plan].size,
-               ",\"target\":", json_quote(v.target), ",\"trust_digest\":\"",
-               to_hex(trust_digest(container, v)),
+               ",\"provenance\":", provenance(index), ",\"target\":", json_quote(v.target),
+               ",\"trust_digest\":\"", to_hex(trust_digest(container, v)),
                "\",\"trusted\":", is_trusted(trust_digest(container, v)) ? "true" : "false",
                ",\"unfit\":", json_quote(unfit(v)), "}");
   };

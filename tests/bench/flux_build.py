@@ -16,26 +16,21 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from svdqc.compiler.driver.compile import capture_canonical
 from svdqc.compiler.driver.dump import Dump
 from svdqc.compiler.driver.precisions import resolved
 from svdqc.compiler.driver.progress import Stages
 from svdqc.compiler.driver.variants import build_variants, lower_families
-from svdqc.compiler.ir.rewrite import Rewriter
-from svdqc.compiler.passes.emit_quantized import emit
+from svdqc.compiler.passes.blank import blank_quantized
 from svdqc.compiler.passes.linear_groups import linear_groups
-from svdqc.compiler.passes.merge_linears import replace_by_slices
 from svdqc.compiler.passes.select_layers import quantized_groups, recipes_of
 from svdqc.compiler.plan.records import Plan
 from svdqc.compiler.plan.verify import verify_plan
-from svdqc.compiler.quantize.linear import quantize_linear
 from svdqc.compiler.quantize.recipe import Recipe
 from svdqc.compiler.targets.select import parse_targets
 
@@ -63,41 +58,6 @@ def sparse_folder(folder: Path, double: int, single: int) -> int:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + offset)
     return offset // 2
-
-
-class Blank:
-    """Quantized layers of any shape: one small layer's fields, spread without memory."""
-
-    def __init__(self, recipes: Any) -> None:
-        self.recipes = recipes
-        self._made: dict[tuple[Any, ...], Any] = {}
-
-    def layer(self, group: Any, shape: tuple[int, int]) -> Any:
-        recipe = self.recipes[group.name]
-        key = (recipe, shape)
-        if key not in self._made:
-            small = quantize_linear(torch.ones(64, 256), None, recipe)
-            n, k = shape
-            rank = recipe.rank_for(n, k)
-            per_group = 256 // small.w_scale.shape[1] if small.w_scale.shape[1] > 1 else k
-            sizes = {
-                "inv_smooth": (k,),
-                "lora_down": (min(rank, small.lora_down.shape[0]), k),
-                "lora_up": (n, min(rank, small.lora_up.shape[1])),
-                "w_codes": (n, k),
-                "w_scale": (n, k // per_group),
-            }
-            spread = {
-                name: _spread(getattr(small, name), size)
-                for name, size in sizes.items()
-                if getattr(small, name) is not None
-            }
-            self._made[key] = replace(small, **spread, bias_delta=None)
-        return self._made[key]
-
-
-def _spread(like: Tensor, size: tuple[int, ...]) -> Tensor:
-    return torch.zeros(1, dtype=like.dtype).expand(size)
 
 
 def launches_by_kernel(plan: Plan) -> dict[str, int]:
@@ -136,16 +96,7 @@ def main() -> None:
         lap("capture")
         groups = quantized_groups(canonical.decisions, linear_groups(program))
         recipes = recipes_of(groups, canonical.decisions, recipe)
-        blank = Blank(recipes)
-        rw = Rewriter(program)
-        for group in groups:
-            widths = [int(n.meta["val"].shape[-1]) for n in group.linears]
-            shape = (sum(widths), int(group.x.meta["val"].shape[-1]))
-            bias = torch.zeros(shape[0])
-            with rw.before(group.linears[0]):
-                emitted = emit(rw, group.name, group.x, blank.layer(group, shape), bias)
-                replace_by_slices(rw, group, emitted)
-        rw.finish()
+        blank_quantized(program, groups, recipes)
         lap("rewrite")
         families = lower_families(program, targets, Dump(None), Stages(None))
         lap("plan")

@@ -58,3 +58,14 @@ def unsupported() -> tuple[nn.Module, dict[str, Tensor]]:
 
 def not_a_module() -> int:
     return 7
+
+
+class Rows(nn.Module):
+    """Three kernels without a matrix: rows of three widths."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x.softmax(-1), x[:, :32].softmax(-1), x[:, :16].softmax(-1)
+
+
+def rows() -> tuple[nn.Module, dict[str, Tensor]]:
+    return Rows().eval(), {"x": torch.randn(64, 64)}

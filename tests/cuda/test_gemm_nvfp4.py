@@ -11,7 +11,7 @@ import torch
 from tests.cuda.host_kernels import SCHEDULES, HostKernels, has
 from tests.cuda.nvfp4_products import Product
 
-from svdqc.compiler.codegen.cuda.blocks.linear_nvfp4 import TCGEN05_TILES, tcgen05_tile
+from svdqc.compiler.codegen.cuda.blocks.linear_nvfp4 import TCGEN05_TILES, rank_tcgen05_tiles
 from svdqc.compiler.codegen.cuda.tiles import TILES, Nvfp4, Tile
 from svdqc.compiler.targets.cuda import SM_100A, SM_120A
 from svdqc.compiler.targets.cuda_layouts import UnpackableCudaWeight
@@ -109,9 +109,9 @@ def test_gemm_nvfp4__any_order_of_threads(schedule: int, name: str) -> None:
     assert torch.equal(run(product, name, schedule), first)
 
 
-def test_tcgen05_tile__narrow_where_wide_ones_leave_processors_idle() -> None:
-    assert tcgen05_tile(SM_100A, 4608, 9216, 3072).columns == 128
-    assert tcgen05_tile(SM_100A, 1024, 1152, 1152).columns == 64
+def test_rank_tcgen05_tiles__narrow_where_wide_ones_leave_processors_idle() -> None:
+    assert rank_tcgen05_tiles(SM_100A, 4608, 9216, 3072)[0].columns == 128
+    assert rank_tcgen05_tiles(SM_100A, 1024, 1152, 1152)[0].columns == 64
 
 
 @pytest.mark.parametrize("shape", [(1, 16), (32, 64), (33, 80), (130, 256)])

@@ -15,10 +15,11 @@ from tests.cuda.host_runner import PlanRunner
 from torch import Tensor
 from torch.fx import Node
 
+from svdqc.compiler.codegen.choice import ANALYTIC, Chooser, Problem
 from svdqc.compiler.codegen.cuda.backend import CudaBackend
-from svdqc.compiler.codegen.cuda.blocks import tensor_cores
-from svdqc.compiler.codegen.cuda.tiles import TILES, Coded, Tile
+from svdqc.compiler.codegen.cuda.tiles import STAGES, TILES, Coded, Tile
 from svdqc.compiler.codegen.lower import Lowered, lower
+from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.passes.fuse import GPU_TRAITS, fuse
 from svdqc.compiler.passes.materialize import materialize
@@ -65,9 +66,10 @@ EPILOGUES = {
 }
 
 
-def _lowered(program: Program, target: CudaTarget) -> Lowered:
+def _lowered(program: Program, target: CudaTarget, chooser: Chooser = ANALYTIC) -> Lowered:
     materialize(program)
-    return lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(machine(target)))
+    backend = CudaBackend(machine(target))
+    return lower(program, fuse(program, GPU_TRAITS), backend=backend, chooser=chooser)
 
 
 @dataclass(frozen=True)
@@ -142,14 +144,16 @@ class LinearS4:
         assert bound.max() < 2e-2 * want.abs().max()
 
 
-def check(cases: Sequence[tuple[Case, str]], target: CudaTarget) -> None:
+def check(
+    cases: Sequence[tuple[Case, str]], target: CudaTarget, chooser: Chooser = ANALYTIC
+) -> None:
     """All cases as one program, so that the headers are read once."""
     linears = [LinearS4(case, epilogue, i) for i, (case, epilogue) in enumerate(cases)]
     b = ProgramBuilder()
     inputs = [(b.input(linear.x), b.input(linear.other)) for linear in linears]
     built = [linear.build(b, *given) for linear, given in zip(linears, inputs, strict=True)]
     program = b.finish(*built)
-    run = PlanRunner(program, _lowered(program, target))
+    run = PlanRunner(program, _lowered(program, target, chooser))
     results = run(b.inputs)
     for i, linear in enumerate(linears):
         linear.check(results[str(i)])
@@ -183,12 +187,24 @@ def test_linear_s4__model_widths() -> None:
     check(cases, SM_86)
 
 
-def test_linear_s4__tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each tile that products of 4-bit codes may have, one row and column less and more than it has."""
+@dataclass
+class ByShape:
+    """Chooses the tile of each 4-bit linear by its rows and output features."""
+
+    tiles: dict[tuple[int, int], Tile]
+
+    def choose(self, problem: Problem, blocks: Sequence[Block]) -> Block:
+        wanted = self.tiles.get((problem.rows, problem.n)) if problem.op == "linear_s4" else None
+        return blocks[0] if wanted is None else next(b for b in blocks if b.tile == wanted)
+
+
+def test_linear_s4__tiles() -> None:
+    """Each tile that products of 4-bit codes may have, one row and column less and more than it has; and what tuning
+    may choose, the fewest and the most stages."""
     product = Coded(4, 4, 64, True)
     tiles: dict[tuple[int, int], Tile] = {}
     cases = []
-    for tile in TILES:
+    for tile in (*TILES, *(replace(TILES[3], stages=s) for s in (min(STAGES), max(STAGES)))):
         if not product.fits(tile, SM_80):
             continue
         for case in (
@@ -200,8 +216,7 @@ def test_linear_s4__tiles(monkeypatch: pytest.MonkeyPatch) -> None:
             tiles[case.m, case.n] = tile
             cases.append((case, "store"))
     assert len(cases) >= 12
-    monkeypatch.setattr(tensor_cores, "choose_tile", lambda _t, _p, m, n, *_: tiles[m, n])
-    check(cases, SM_80)
+    check(cases, SM_80, ByShape(tiles))
 
 
 @pytest.mark.parametrize("target", [SM_75, SM_80], ids=lambda target: target.arch)

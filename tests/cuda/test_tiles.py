@@ -15,6 +15,7 @@ from svdqc.compiler.codegen.cuda.tiles import (
     Product,
     choose_tile,
     clocks,
+    rank_tiles,
 )
 from svdqc.compiler.targets.cuda import CUDA_TARGETS, SM_75, SM_80, SM_86, SM_89, CudaTarget
 from svdqc.compiler.targets.cuda_layouts import LAYOUTS, UnpackableCudaWeight
@@ -113,3 +114,17 @@ def test_layouts__refuse_what_they_cannot_hold() -> None:
     ):
         with pytest.raises(UnpackableCudaWeight, match="pack"):
             pack(layout, matrix)
+
+
+@pytest.mark.parametrize("target", CUDA_TARGETS, ids=lambda target: target.arch)
+def test_rank_tiles__the_chosen_one_first_then_all_that_fit(target: CudaTarget) -> None:
+    product = Floats(2, 2)
+    for m in (8, FLUX[0]):
+        ranked = rank_tiles(target, product, m, *FLUX[1:])
+        assert ranked[0] == choose_tile(target, product, m, *FLUX[1:])
+        assert len(set(ranked)) == len(ranked) > len(TILES)
+        limit = target.shared_bytes_per_cta
+        assert all(product.gemm_bytes(t) <= limit and t.stages >= 2 for t in ranked)
+        assert len({(t.rows, t.columns) for t in ranked[:8]}) > 2, (
+            "few candidates are of many sizes"
+        )

@@ -171,7 +171,7 @@ def test_linear_coded__sass_of_a_flux_layer(precision: str) -> None:
 
 
 @pytest.mark.parametrize(("n", "columns"), [(3072, 192), (9216, 192), (128, 128), (1152, 192)])
-def test_tile_of__wide_where_it_fills_the_multiprocessors(n: int, columns: int) -> None:
+def test_linear_wgmma_blocks__wide_where_it_fills_the_multiprocessors(n: int, columns: int) -> None:
     b = ProgramBuilder()
     program = b.finish(Linear(Case("fp8", 4608, n, 1024, rank=0), 0).build(b))
     materialize(program)

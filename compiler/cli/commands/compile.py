@@ -74,6 +74,17 @@ The file appears whole or not at all. `svdqc inspect MODEL` tells in advance wha
     is_flag=True,
     help="Go on from what an interrupted compilation of the same file has finished.",
 )
+@click.option(
+    "--tuning",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Use what `svdqc tune` has measured on this machine.",
+)
+@click.option(
+    "--tuned-on",
+    metavar="TEXT",
+    help="Build for the machine of the tuning file whose description has this text in it, such as H100.",
+)
 @output_options
 def command(
     model: str,
@@ -94,12 +105,16 @@ def command(
     jobs: int,
     dump: Path | None,
     resume: bool,
+    tuning: Path | None,
+    tuned_on: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
     import svdqc
     from svdqc.compiler.cli.progress_bar import progress_display
 
+    if tuned_on is not None and tuning is None:
+        raise click.UsageError("--tuned-on names a machine of a --tuning file: give that, too")
     recipe = make_recipe(precision, rank, keep, quantize, modulation, budget)
     began = time.perf_counter()
     with _told_of_finished_work(output), progress_display(quiet or as_json) as progress:
@@ -118,12 +133,16 @@ def command(
             pipeline=pipeline,
             steps=steps,
             num_samples=num_samples,
+            tuning=tuning,
+            tuned_on=tuned_on,
         )
     seconds = time.perf_counter() - began
     if as_json:
         print_json(_summary(artifact, seconds))
     elif not quiet:
         print(f"wrote {artifact.path}: {megabytes(artifact.num_bytes)} in {seconds:.1f} s")
+        for told in artifact.report.get("tuning", ()):
+            print(_tuning(told, tuning))
 
 
 @contextmanager
@@ -141,6 +160,18 @@ def _told_of_finished_work(output: Path) -> Iterator[None]:
             told = f"finished work is kept in {work}; the same command with --resume goes on from there"
             print(f"svdqc: {told}", file=sys.stderr)
         raise
+
+
+def _tuning(told: dict[str, Any], path: Path | None) -> str:
+    """How many kernels of a target had a record, and why none had."""
+    target = told["target"]
+    if "machine" not in told:
+        return (
+            f"{target}: no kernel is tuned: {path} has records of {told['known']}, not of this machine; "
+            "run `svdqc tune` here, or name one with --tuned-on"
+        )
+    counts = f"{told['tuned']} of {told['kernels']} kernels tuned, {told['changed']} changed"
+    return f"{target}: {counts}, for {told['machine']}"
 
 
 def _summary(artifact: Any, seconds: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,4 +57,25 @@ def command(
     if as_json:
         print_json(report)
     elif not quiet:
-        print_report(report)
+        print_report(_readable(report))
+
+
+def _readable(report: dict[str, Any]) -> dict[str, Any]:
+    """An artifact's report with the provenance of its variants as a table of its own."""
+    variants = report.get("variants", ())
+    made = [{"target": v["target"], **_made(v.get("provenance", {}))} for v in variants]
+    plain = [{k: value for k, value in v.items() if k != "provenance"} for v in variants]
+    return {**report, **({"variants": plain, "provenance": made} if variants else {})}
+
+
+def _made(provenance: Any) -> dict[str, Any]:
+    """The file may hold anything here: the runtime does not read it."""
+    made = provenance if isinstance(provenance, dict) else {}
+    tuning = made.get("tuning")
+    told = "no kernel"
+    if isinstance(tuning, dict):
+        tuned, kernels, changed, machine = (
+            tuning.get(name, "?") for name in ("tuned", "kernels", "changed", "machine")
+        )
+        told = f"{tuned} of {kernels} kernels, {changed} changed, on {machine}"
+    return {"compiler": made.get("compiler", ""), "tuned": told}

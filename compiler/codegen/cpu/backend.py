@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from svdqc.compiler.codegen.cpu.blocks.plan import plan_block
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from svdqc.compiler.codegen.cpu.blocks.candidates import blocks
 from svdqc.compiler.codegen.cpu.blocks.table import describe
 from svdqc.compiler.codegen.cpu.statements import CpuStatements
 from svdqc.compiler.codegen.memory import Memory
@@ -11,14 +14,18 @@ from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import Scratch, StatementPrinter
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import RowProgram
+from svdqc.compiler.targets.folders import include_folders
 
 
 class CpuBackend:
     arguments = "args->"
     packed_codes = False
 
-    def plan_block(self, program: RowProgram) -> Block:
-        return plan_block(program)
+    def blocks(self, program: RowProgram) -> Iterable[Block]:
+        return blocks(program)
+
+    def include_folders(self) -> Sequence[Path]:
+        return include_folders()
 
     def printer(
         self, program: RowProgram, memory: Memory, params: Params, scratch: Scratch, block: Block

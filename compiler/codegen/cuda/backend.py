@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from svdqc.compiler.codegen.cuda.blocks.plan import row_budget
-from svdqc.compiler.codegen.cuda.blocks.table import describe, plan_block
+from svdqc.compiler.codegen.cuda.blocks.table import blocks, describe
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import math_of
 from svdqc.compiler.codegen.cuda.statements import CudaStatements
 from svdqc.compiler.codegen.memory import Memory
@@ -15,6 +17,7 @@ from svdqc.compiler.codegen.printing.statements import Scratch, StatementPrinter
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.targets.cuda import CudaTarget
+from svdqc.compiler.targets.folders import cuda_include_folders
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,11 @@ class CudaBackend:
     arguments = "args."
     packed_codes = True
 
-    def plan_block(self, program: RowProgram) -> Block:
-        return plan_block(program, self.target)
+    def blocks(self, program: RowProgram) -> Sequence[Block]:
+        return blocks(program, self.target)
+
+    def include_folders(self) -> Sequence[Path]:
+        return cuda_include_folders()
 
     def printer(
         self, program: RowProgram, memory: Memory, params: Params, scratch: Scratch, block: Block

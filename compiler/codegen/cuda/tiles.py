@@ -7,8 +7,8 @@ the main loop is hidden only where several CTAs share the SM.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from svdqc.compiler.targets.cuda import REGISTERS_PER_THREAD, CudaTarget
 
@@ -102,6 +102,9 @@ TILES = (
     Tile(16, 128, 1, 4, 4, 1),
 )
 """Largest first: of equals the first is chosen."""
+STAGES = (2, 3, 4, 5)
+"""What tuning tries beside a tile's own number."""
+UNUSUAL_STAGES = 0.15
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,7 @@ class Floats:
 
 
 Product = Coded | Nvfp4 | Floats
+Suits = Callable[[Tile], bool]
 
 
 def clocks(tile: Tile, product: Product, target: CudaTarget, m: int, n: int, k: int) -> float:
@@ -261,22 +265,44 @@ def clocks(tile: Tile, product: Product, target: CudaTarget, m: int, n: int, k: 
 
 
 def choose_tile(
-    target: CudaTarget,
-    product: Product,
-    m: int,
-    n: int,
-    k: int,
-    suits: Callable[[Tile], bool] | None = None,
+    target: CudaTarget, product: Product, m: int, n: int, k: int, suits: Suits | None = None
 ) -> Tile:
     """The tile that the model likes best for m rows (at most), n columns and k, of those that the GPU can hold.
 
     suits  what else is asked of it: whole blocks of columns, room for what an epilogue keeps
     """
-    fitting = [
+    return min(
+        _fitting(TILES, product, target, suits),
+        key=lambda tile: clocks(tile, product, target, m, n, k),
+    )
+
+
+def rank_tiles(
+    target: CudaTarget, product: Product, m: int, n: int, k: int, suits: Suits | None = None
+) -> Sequence[Tile]:
+    """Every tile that the GPU can hold, with more or fewer stages too: the chosen one, then what the model likes."""
+    first = choose_tile(target, product, m, n, k, suits)
+    varied = [replace(tile, stages=stages) for tile in TILES for stages in STAGES]
+    others = [tile for tile in _fitting(varied, product, target, suits) if tile != first]
+    own = {(t.rows, t.columns, t.warps_m, t.warps_n): t.stages for t in TILES}
+
+    def cost(tile: Tile) -> float:
+        """The model does not see how far ahead copies begin: what is farther from the usual number comes later, so
+        that few candidates are not all of one tile."""
+        unusual = abs(tile.stages - own[tile.rows, tile.columns, tile.warps_m, tile.warps_n])
+        return clocks(tile, product, target, m, n, k) * (1 + UNUSUAL_STAGES * unusual)
+
+    return [first, *sorted(others, key=cost)]
+
+
+def _fitting(
+    tiles: Sequence[Tile], product: Product, target: CudaTarget, suits: Suits | None
+) -> Sequence[Tile]:
+    limit = target.shared_bytes_per_cta
+    return [
         tile
-        for tile in TILES
+        for tile in tiles
         if product.fits(tile, target)
-        and product.gemm_bytes(tile) <= target.shared_bytes_per_cta
+        and product.gemm_bytes(tile) <= limit
         and (suits is None or suits(tile))
     ]
-    return min(fitting, key=lambda tile: clocks(tile, product, target, m, n, k))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from svdqc.compiler.codegen.memory import Memory
@@ -17,8 +19,9 @@ from svdqc.compiler.ir.intexpr import IntExpr
 class Block:
     """Rows per task; columns per task where the anchor is split along them, else 0; a GPU block's threads, else 0.
 
-    helpers: threads beside them, which feed the anchor and compute no statements.
-    slab: rows that statements see at a time, where those are fewer.
+    helpers  threads beside them, which feed the anchor and compute no statements
+    slab     rows that statements see at a time, where those are fewer
+    tile     what the anchor's own code is instantiated with, if that is a choice: a frozen dataclass of integers
     """
 
     rows: int
@@ -26,6 +29,13 @@ class Block:
     threads: int = 0
     helpers: int = 0
     slab: int = 0
+    tile: Any = None
+
+    def parameters(self) -> dict[str, int]:
+        """Every number of the choice by name; blocks are equal where these are."""
+        own = {"rows": self.rows, "columns": self.columns, "threads": self.threads}
+        inner = {} if self.tile is None else asdict(self.tile)
+        return {**own, **{f"tile_{name}": value for name, value in inner.items()}}
 
 
 @dataclass
@@ -53,7 +63,13 @@ class Backend(Protocol):
     @property
     def packed_codes(self) -> bool: ...
 
-    def plan_block(self, program: RowProgram) -> Block: ...
+    def blocks(self, program: RowProgram) -> Iterable[Block]:
+        """Every block that a region can have; the analytic model's choice first, then the better before the worse.
+
+        Only the first is asked for where nothing was measured."""
+
+    def include_folders(self) -> Sequence[Path]:
+        """Where the headers lie that kernels include."""
 
     def printer(
         self, program: RowProgram, memory: Memory, params: Params, scratch: Scratch, block: Block

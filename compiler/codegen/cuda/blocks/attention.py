@@ -5,6 +5,7 @@ A CTA holds the queries, one block of keys and one of values as two f16 halves e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,32 +69,35 @@ _SIZES = ((64, 64), (64, 32), (32, 32), (64, 16), (32, 16), (16, 16))
 
 def attention_tile(target: CudaTarget, head_dim: int, v_dim: int) -> AttentionTile | None:
     """The first size that the GPU can hold; None for heads too wide for registers."""
+    return next(iter(attention_tiles(target, head_dim, v_dim)), None)
+
+
+def attention_tiles(target: CudaTarget, head_dim: int, v_dim: int) -> Sequence[AttentionTile]:
+    """The sizes that the GPU can hold, the best first; none for heads too wide for registers."""
     if max(head_dim, v_dim) > WIDEST_HEAD:
-        return None
+        return []
+    fitting = []
     for queries, keys in _SIZES:
         tile = AttentionTile(queries, keys, _padded(head_dim), _padded(v_dim))
         room = target.shared_bytes_per_cta - SHARED_MARGIN - queries * ATTENTION_ROW_BYTES
         if tile.registers <= REGISTERS and tile.shared_bytes <= room:
-            return tile
-    return None
+            fitting.append(tile)
+    return fitting
 
 
 def _padded(head_dim: int) -> int:
     return -(-head_dim // 16) * 16
 
 
-def _tile_of(program: RowProgram, target: CudaTarget) -> AttentionTile | None:
+def attention_blocks(program: RowProgram, target: CudaTarget) -> Sequence[Block]:
     anchor = program.region.anchor
     assert anchor is not None
     q, _, v = operands(anchor)[:3]
-    return attention_tile(target, int(q.meta["val"].shape[-1]), int(v.meta["val"].shape[-1]))
-
-
-def attention_block(program: RowProgram, target: CudaTarget) -> Block:
-    tile = _tile_of(program, target)
-    if tile is None:
-        return attention_simt_block(program, target)
-    return Block(tile.queries, 0, tile.threads)
+    widths = int(q.meta["val"].shape[-1]), int(v.meta["val"].shape[-1])
+    tiles = attention_tiles(target, *widths)
+    if not tiles:
+        return [attention_simt_block(program, target)]
+    return [Block(tile.queries, 0, tile.threads, tile) for tile in tiles]
 
 
 def attention(
@@ -103,9 +107,9 @@ def attention(
     params: Params,
     block: Block,
 ) -> AnchorCode:
-    tile = _tile_of(program, target)
-    if tile is None:
+    if block.tile is None:
         return attention_simt(target, program, printer, params, block)
+    tile: AttentionTile = block.tile
     anchor = program.region.anchor
     assert anchor is not None
 

@@ -3,6 +3,7 @@ then channels. Groups and transposition go to `convolution_simt.py`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -10,11 +11,11 @@ from svdqc.compiler.codegen.cuda.blocks.convolution_simt import convolution_simt
 from svdqc.compiler.codegen.cuda.blocks.product import product_block
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
     STORED,
+    chosen_tile,
     floats_of,
     math_of,
     product_code,
-    tile_block,
-    tile_of,
+    tile_blocks,
 )
 from svdqc.compiler.codegen.cuda.tiles import Floats
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
@@ -31,11 +32,11 @@ COPIED = 4
 """Floats of one 16-byte copy."""
 
 
-def convolution_block(program: RowProgram, target: CudaTarget) -> Block:
+def convolution_blocks(program: RowProgram, target: CudaTarget) -> Sequence[Block]:
     if not _is_product(program):
-        return product_block(program, target)
+        return [product_block(program, target)]
     product, outputs, k = _product(program, target)
-    return tile_block(tile_of(target, program, product, outputs, k))
+    return tile_blocks(target, program, product, outputs, k)
 
 
 def convolution(
@@ -51,7 +52,7 @@ def convolution(
     assert anchor is not None
     x, weight, bias, stride, padding, dilation = operands(anchor)[:6]
     product, outputs, k = _product(program, target)
-    tile = tile_of(target, program, product, outputs, k)
+    tile = chosen_tile(block)
     stored = DTYPE_NAMES[weight_source(weight).meta["val"].dtype]
     in_shape, out_shape = program.table.shape(x), program.table.shape(anchor)
     held = strided(program, printer, x)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
     STORED,
+    chosen_tile,
     floats_of,
     math_of,
     product_code,
-    tile_block,
-    tile_of,
+    tile_blocks,
 )
 from svdqc.compiler.codegen.cuda.tiles import Floats
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
@@ -26,9 +27,9 @@ COPIED = 4
 """Floats of one 16-byte copy."""
 
 
-def linear_block(program: RowProgram, target: CudaTarget) -> Block:
+def linear_blocks(program: RowProgram, target: CudaTarget) -> Sequence[Block]:
     product, _, (out_features, in_features) = _product(program, target)
-    return tile_block(tile_of(target, program, product, out_features, in_features))
+    return tile_blocks(target, program, product, out_features, in_features)
 
 
 def _product(program: RowProgram, target: CudaTarget) -> tuple[Floats, str, tuple[int, int]]:
@@ -52,7 +53,7 @@ def linear(
     assert anchor is not None
     x, weight = operands(anchor)[:2]
     product, stored, (out_features, in_features) = _product(program, target)
-    tile = tile_of(target, program, product, out_features, in_features)
+    tile = chosen_tile(block)
     packed = printer.storages.packed(weight_source(weight), f"{stored}_mma")
     context: dict[str, Any] = {
         "gemm": f"svdq::FloatGemm<Tile, svdq::{math_of(target)}, svdq::Stored::{STORED[stored]}, {product.bk}>",

@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from svdqc.compiler.codegen.cuda.blocks.linear_nvfp4 import (
     is_nvfp4,
     linear_nvfp4,
-    linear_nvfp4_block,
+    linear_nvfp4_blocks,
 )
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
 from svdqc.compiler.codegen.cuda.blocks.linear_wgmma import (
     linear_wgmma,
-    linear_wgmma_block,
+    linear_wgmma_blocks,
     runs_on_warpgroups,
 )
-from svdqc.compiler.codegen.cuda.blocks.tensor_cores import product_code, tile_block, tile_of
+from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
+    chosen_tile,
+    product_code,
+    tile_blocks,
+)
 from svdqc.compiler.codegen.cuda.tiles import Coded, Numbers
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
@@ -45,13 +50,13 @@ FORMATS = {
 """By precision; nvfp4 has blocks of its own (linear_nvfp4.py)."""
 
 
-def linear_coded_block(program: RowProgram, target: CudaTarget) -> Block:
+def linear_coded_blocks(program: RowProgram, target: CudaTarget) -> Sequence[Block]:
     if runs_on_warpgroups(program, target):
-        return linear_wgmma_block(program, target)
+        return linear_wgmma_blocks(program, target)
     if is_nvfp4(program):
-        return linear_nvfp4_block(program, target)
+        return linear_nvfp4_blocks(program, target)
     _, product, (out_features, in_features) = _product(program, target)
-    return tile_block(tile_of(target, program, product, out_features, in_features))
+    return tile_blocks(target, program, product, out_features, in_features)
 
 
 def _product(program: RowProgram, target: CudaTarget) -> tuple[CodedFormat, Coded, tuple[int, int]]:
@@ -82,12 +87,12 @@ def linear_coded(
     anchor = program.region.anchor
     assert anchor is not None
     if runs_on_warpgroups(program, target):
-        return linear_wgmma(target, program, printer, params)
+        return linear_wgmma(target, program, printer, params, block)
     if is_nvfp4(program):
-        return linear_nvfp4(target, program, printer, params)
+        return linear_nvfp4(target, program, printer, params, block)
     codes, scale, low, w_codes, w_scale, lora_up, bias, _, _ = operands(anchor)
     form, product, (out_features, in_features) = _product(program, target)
-    tile = tile_of(target, program, product, out_features, in_features)
+    tile = chosen_tile(block)
     storages = printer.storages
     of_w = printer.pointer(storages.packed(w_scale, "scale_mma"))
     context = {

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
+    chosen_tile,
     epilogue_room,
     product_code,
     tile_block,
-    tile_of,
+    tile_blocks,
 )
 from svdqc.compiler.codegen.cuda.quantizers import exponent
 from svdqc.compiler.codegen.cuda.tiles import START_CLOCKS, STORE_CLOCKS, Nvfp4, Tile
@@ -50,20 +51,26 @@ def is_nvfp4(program: RowProgram) -> bool:
     return str(operands(anchor)[7]) == "nvfp4"
 
 
-def _product(program: RowProgram, target: CudaTarget) -> tuple[Nvfp4, Tile]:
+def _product(target: CudaTarget) -> Nvfp4:
+    return Tcgen05() if "tcgen05_nvfp4" in target.tensor_ops else Nvfp4()
+
+
+def linear_nvfp4_blocks(program: RowProgram, target: CudaTarget) -> Sequence[Block]:
     out_features, in_features = _sizes(program)
-    if "tcgen05_nvfp4" not in target.tensor_ops:
-        return Nvfp4(), tile_of(target, program, Nvfp4(), out_features, in_features)
-    rows, product = program.region.layout.num_rows.upper(), Tcgen05()
+    product = _product(target)
+    if not isinstance(product, Tcgen05):
+        return tile_blocks(target, program, product, out_features, in_features)
+    rows = program.region.layout.num_rows.upper()
     room = epilogue_room(target, program)
     tiles = [t for t in TCGEN05_TILES if room(t, product.gemm_bytes(t), t.slab_rows)]
-    return product, tcgen05_tile(target, rows, out_features, in_features, tiles)
+    ranked = rank_tcgen05_tiles(target, rows, out_features, in_features, tiles)
+    return [tile_block(tile) for tile in ranked]
 
 
-def tcgen05_tile(
+def rank_tcgen05_tiles(
     target: CudaTarget, m: int, n: int, k: int, tiles: Sequence[Tile] = TCGEN05_TILES
-) -> Tile:
-    """The one of `tiles` that takes least time, as far as tensor cores, shared memory and full waves decide.
+) -> Sequence[Tile]:
+    """`tiles` by the time that they take, as far as tensor cores, shared memory and full waves decide.
 
     64 k of a tile are `columns / 2` clocks of tensor cores, which read both sides' codes at 128 bytes a clock.
     """
@@ -74,11 +81,7 @@ def tcgen05_tile(
         per_sm = -(-(-(-m // tile.rows) * -(-n // tile.columns)) // target.num_sms)
         return per_sm * (-(-k // 64) * products + around / min(CTAS, per_sm))
 
-    return min(tiles, key=clocks)
-
-
-def linear_nvfp4_block(program: RowProgram, target: CudaTarget) -> Block:
-    return tile_block(_product(program, target)[1])
+    return sorted(tiles, key=clocks)
 
 
 def _sizes(program: RowProgram) -> tuple[int, int]:
@@ -90,13 +93,17 @@ def _sizes(program: RowProgram) -> tuple[int, int]:
 
 
 def linear_nvfp4(
-    target: CudaTarget, program: RowProgram, printer: StatementPrinter, params: Params
+    target: CudaTarget,
+    program: RowProgram,
+    printer: StatementPrinter,
+    params: Params,
+    block: Block,
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
     codes, scale, low, w_codes, w_scale, lora_up, bias, _, w_unit = operands(anchor)
     out_features, in_features = _sizes(program)
-    product, tile = _product(program, target)
+    product, tile = _product(target), chosen_tile(block)
     on_tcgen05 = isinstance(product, Tcgen05)
     layout = "tcgen05" if on_tcgen05 else "mma"
     storages = printer.storages

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.fx import Node
 
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
     STORED,
+    chosen_tile,
     math_of,
     product_code,
-    tile_block,
-    tile_of,
+    tile_blocks,
 )
 from svdqc.compiler.codegen.cuda.tiles import Coded
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
@@ -22,9 +23,9 @@ from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.targets.cuda import CudaTarget
 
 
-def linear_s4_block(program: RowProgram, target: CudaTarget) -> Block:
+def linear_s4_blocks(program: RowProgram, target: CudaTarget) -> Sequence[Block]:
     product, (out_features, in_features) = _product(program, target)
-    return tile_block(tile_of(target, program, product, out_features, in_features))
+    return tile_blocks(target, program, product, out_features, in_features)
 
 
 def _product(program: RowProgram, target: CudaTarget) -> tuple[Coded, tuple[int, int]]:
@@ -65,7 +66,7 @@ def linear_s4(
     assert anchor is not None
     codes, scale, low, w_codes, w_scale, lora_up, bias = operands(anchor)
     product, (out_features, in_features) = _product(program, target)
-    tile = tile_of(target, program, product, out_features, in_features)
+    tile = chosen_tile(block)
     unsigned = RANGES[str(operands(codes.args[0])[4])] == "Unsigned15"
     kind = "S4" if product.native_s4 else "S4Widened"
     storages = printer.storages

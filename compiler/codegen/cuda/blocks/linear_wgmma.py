@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
 from svdqc.compiler.codegen.cuda.blocks.linear_s4 import low_rank_context
-from svdqc.compiler.codegen.cuda.blocks.tensor_cores import epilogue_room, product_code
+from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
+    chosen_tile,
+    epilogue_room,
+    product_code,
+    tile_block,
+)
 from svdqc.compiler.codegen.cuda.tiles import STORE_CLOCKS, Coded, Tile
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
@@ -96,8 +102,8 @@ def _product(anchor: Node) -> WarpgroupCodes:
     return WarpgroupCodes(8, 4, group, False)
 
 
-def tile_of(program: RowProgram, target: CudaTarget) -> Tile:
-    """The fitting tile that takes least time, as far as tensor cores, shared memory and full waves decide."""
+def linear_wgmma_blocks(program: RowProgram, target: CudaTarget) -> Sequence[Block]:
+    """By the time that the fitting tiles take, as far as tensor cores, shared memory and full waves decide."""
     anchor = program.region.anchor
     assert anchor is not None
     n, k = (int(s) for s in operands(anchor)[3].meta["val"].shape)
@@ -112,13 +118,11 @@ def tile_of(program: RowProgram, target: CudaTarget) -> Tile:
         stored = STORE_CLOCKS * tile.rows * tile.columns
         return waves * (-(-k // 128) * max(products, moved / 128) + stored)
 
-    # Of equals the widest: it reads least.
-    return min(_fitting(program, target), key=clocks)
-
-
-def linear_wgmma_block(program: RowProgram, target: CudaTarget) -> Block:
-    tile = tile_of(program, target)
-    return Block(tile.rows, tile.columns, tile.threads, helpers=HELPERS, slab=SLAB_ROWS)
+    # Of equals the widest first: it reads least.
+    return [
+        replace(tile_block(tile), helpers=HELPERS, slab=SLAB_ROWS)
+        for tile in sorted(_fitting(program, target), key=clocks)
+    ]
 
 
 def linear_wgmma(
@@ -126,6 +130,7 @@ def linear_wgmma(
     program: RowProgram,
     printer: StatementPrinter,
     params: Params,
+    block: Block,
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
@@ -156,7 +161,7 @@ def linear_wgmma(
         program,
         printer,
         params,
-        tile_of(program, target),
+        chosen_tile(block),
         product,
         out_features,
         bias,

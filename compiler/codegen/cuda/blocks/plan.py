@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from svdqc.compiler.codegen.cuda.quantizers import quantized_bytes
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.backend import Block
@@ -18,6 +20,9 @@ ENOUGH_CTAS = 256
 """Fewer rows per CTA where that many are not reached."""
 ROWS = 8
 """Of a CTA that reduces or quantizes: a row for each warp."""
+MOST_ROWS = 256
+"""What tuning tries at most where rows take no shared memory."""
+THREADS = (128, 256)
 ROWS_PROJECTED = 16
 """Of a CTA that quantizes: a value of lora_down is read once for them all."""
 ATTENTION_ROW_BYTES = 128
@@ -52,7 +57,8 @@ def _quantized_bytes(region: Region) -> int:
     return sum(map(quantized_bytes, found))
 
 
-def rows_block(program: RowProgram, target: CudaTarget) -> Block:
+def rows_blocks(program: RowProgram, target: CudaTarget) -> Sequence[Block]:
+    """The usual block; then with fewer and more rows, as long as they fit, and with the other number of threads."""
     region = program.region
     layout, num_rows = region.layout, region.layout.num_rows.upper()
     widths = [layout.inner_elements(n).upper() for n in region.nodes if n in layout.axes]
@@ -75,5 +81,9 @@ def rows_block(program: RowProgram, target: CudaTarget) -> Block:
     if row_bytes:
         limit = _half(target) if quantizes else SHARED_BYTES
         rows = min(rows, max(1, limit // row_bytes))
+    most = min(num_rows, _room(target) // row_bytes if row_bytes else MOST_ROWS)
     rows = max(1, min(rows, num_rows, max(1, num_rows // ENOUGH_CTAS)))
-    return Block(rows, 0, 256 if rows * width > 512 else 128)
+    first = Block(rows, 0, 256 if rows * width > 512 else 128)
+    sizes = [rows, *(r for r in (rows // 2, 2 * rows, rows // 4, 4 * rows) if 1 <= r <= most)]
+    varied = [Block(r, 0, threads) for r in sizes for threads in (first.threads, *THREADS)]
+    return list(dict.fromkeys([first, *varied]))

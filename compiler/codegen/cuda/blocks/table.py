@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from svdqc.compiler.codegen.cuda.blocks.attention import attention, attention_block
+from svdqc.compiler.codegen.cuda.blocks.attention import attention, attention_blocks
 from svdqc.compiler.codegen.cuda.blocks.bmm import bmm
-from svdqc.compiler.codegen.cuda.blocks.convolution import convolution, convolution_block
-from svdqc.compiler.codegen.cuda.blocks.linear import linear, linear_block
-from svdqc.compiler.codegen.cuda.blocks.linear_coded import linear_coded, linear_coded_block
-from svdqc.compiler.codegen.cuda.blocks.linear_s4 import linear_s4, linear_s4_block
+from svdqc.compiler.codegen.cuda.blocks.convolution import convolution, convolution_blocks
+from svdqc.compiler.codegen.cuda.blocks.linear import linear, linear_blocks
+from svdqc.compiler.codegen.cuda.blocks.linear_coded import linear_coded, linear_coded_blocks
+from svdqc.compiler.codegen.cuda.blocks.linear_s4 import linear_s4, linear_s4_blocks
 from svdqc.compiler.codegen.cuda.blocks.linear_w import linear_w, linear_w_block
-from svdqc.compiler.codegen.cuda.blocks.plan import rows_block
+from svdqc.compiler.codegen.cuda.blocks.plan import rows_blocks
 from svdqc.compiler.codegen.cuda.blocks.product import product_block
 from svdqc.compiler.codegen.cuda.blocks.rows import rows
 from svdqc.compiler.codegen.ops import anchors
@@ -23,23 +23,25 @@ from svdqc.compiler.targets.cuda import CudaTarget
 
 Describe = Callable[[CudaTarget, RowProgram, StatementPrinter, Params, Block], AnchorCode]
 
-PlanBlock = Callable[[RowProgram, CudaTarget], Block]
+PlanBlocks = Callable[[RowProgram, CudaTarget], Sequence[Block] | Block]
+"""The blocks that a region can have, the best by the analytic model first; or the only one."""
 
-BLOCKS: dict[str | None, tuple[PlanBlock, Describe]] = {
-    None: (rows_block, rows),  # no anchor
-    anchors.LINEAR: (linear_block, linear),
-    anchors.LINEAR_S4: (linear_s4_block, linear_s4),
-    anchors.LINEAR_CODED: (linear_coded_block, linear_coded),
+BLOCKS: dict[str | None, tuple[PlanBlocks, Describe]] = {
+    None: (rows_blocks, rows),  # no anchor
+    anchors.LINEAR: (linear_blocks, linear),
+    anchors.LINEAR_S4: (linear_s4_blocks, linear_s4),
+    anchors.LINEAR_CODED: (linear_coded_blocks, linear_coded),
     anchors.LINEAR_W: (linear_w_block, linear_w),
-    anchors.ATTENTION: (attention_block, attention),
-    anchors.CONVOLUTION: (convolution_block, convolution),
+    anchors.ATTENTION: (attention_blocks, attention),
+    anchors.CONVOLUTION: (convolution_blocks, convolution),
     anchors.BMM: (product_block, bmm),
 }
 
 
-def plan_block(program: RowProgram, target: CudaTarget) -> Block:
-    """How many rows, columns and threads one CTA of the region has."""
-    return BLOCKS[_key(program)][0](program, target)
+def blocks(program: RowProgram, target: CudaTarget) -> Sequence[Block]:
+    """How many rows, columns and threads one CTA of the region can have, the best first."""
+    found = BLOCKS[_key(program)][0](program, target)
+    return [found] if isinstance(found, Block) else found
 
 
 def describe(

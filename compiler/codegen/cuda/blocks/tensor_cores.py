@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from svdqc.compiler.codegen.columns import WIDEST, column_places
 from svdqc.compiler.codegen.cuda.blocks.parts import bias_text, headers
-from svdqc.compiler.codegen.cuda.tiles import Floats, Product, Tile, choose_tile
+from svdqc.compiler.codegen.cuda.tiles import Floats, Product, Tile, rank_tiles
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
@@ -34,18 +34,17 @@ def floats_of(target: CudaTarget, stored: str) -> Floats:
     return Floats(4 if stored == "f32" else 2, 2 if two else 3)
 
 
-def tile_of(target: CudaTarget, program: RowProgram, product: Product, n: int, k: int) -> Tile:
-    """A tile that the epilogue's blocks of columns, and what it keeps, fit into."""
+def tile_blocks(
+    target: CudaTarget, program: RowProgram, product: Product, n: int, k: int
+) -> Sequence[Block]:
+    """A block for every tile that fits and that the epilogue fits beside, the analytic model's choice first."""
     room = epilogue_room(target, program)
-    num_rows = program.region.layout.num_rows.upper()
-    return choose_tile(
-        target,
-        product,
-        num_rows,
-        n,
-        k,
-        lambda tile: room(tile, product.gemm_bytes(tile), tile.slab_rows),
-    )
+    rows = program.region.layout.num_rows.upper()
+
+    def suits(tile: Tile) -> bool:
+        return room(tile, product.gemm_bytes(tile), tile.slab_rows)
+
+    return [tile_block(tile) for tile in rank_tiles(target, product, rows, n, k, suits)]
 
 
 def epilogue_room(target: CudaTarget, program: RowProgram) -> Callable[[Tile, int, int], bool]:
@@ -66,7 +65,13 @@ def epilogue_room(target: CudaTarget, program: RowProgram) -> Callable[[Tile, in
 
 
 def tile_block(tile: Tile) -> Block:
-    return Block(tile.rows, tile.columns, tile.threads, slab=tile.slab_rows)
+    return Block(tile.rows, tile.columns, tile.threads, slab=tile.slab_rows, tile=tile)
+
+
+def chosen_tile(block: Block) -> Tile:
+    """The tile that the block was made of."""
+    assert isinstance(block.tile, Tile), block
+    return block.tile
 
 
 def product_code(
