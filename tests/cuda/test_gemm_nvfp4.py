@@ -53,7 +53,7 @@ def kernels_of(way: Way) -> HostKernels:
         for name, tile in KERNELS.items()
         if way_of(name) is way
     ]
-    defines = f'#define HEADER "svdq_cuda/{way.header}"\n#define KERNELS(X) '
+    defines = f'#include "svdq_cuda/{way.header}"\n#define KERNELS(X) '
     return HostKernels({"gemm_nvfp4": defines + " \\\n".join(listed) + "\n" + SOURCE.read_text()})
 
 

@@ -1,7 +1,6 @@
 // Products of NVFP4 codes, one kernel per tile: what tests/cuda/test_gemm_nvfp4.py runs.
-// The test defines HEADER and KERNELS(X) before this text; X(name, Nvfp4Gemm (gemm_nvfp4.h) or
-// Tcgen05Gemm (gemm_tcgen05.h), tile...).
-#include HEADER
+// The test includes gemm_nvfp4.h or gemm_tcgen05.h and defines KERNELS(X) before this text; X(name,
+// Nvfp4Gemm or Tcgen05Gemm, tile...).
 #include "svdq_cuda/gemm_low_rank.h"
 #include "svdq_cuda/kernel.h"
 

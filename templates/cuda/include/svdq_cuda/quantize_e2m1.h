@@ -135,9 +135,8 @@ SVDQ_INLINE void quantize_e2m1(int64_t rows, int64_t k, float* x, int64_t ldx,
     if constexpr (ROTATE) detail::butterfly64(z);  // groups are a multiple of 4: of one row
     if (number >= all) continue;
     const detail::E2m1Group found = detail::code_e2m1<CHOICES>(z, exponent);
-    x_scale[row * scale_bytes + group] = inside ? found.scale : uint8_t{0};
-    if (group >= coded) continue;
-    store_8(codes + row * code_bytes + group * 8, inside ? found.codes : make_uint2(0, 0));
+    x_scale[row * scale_bytes + group] = found.scale;  // of zeros, 0
+    if (group < coded) store_8(codes + row * code_bytes + group * 8, found.codes);
   }
 }
 
