@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from svdqc.compiler.passes.pipeline import CANONICALIZE, run_passes
 from svdqc.compiler.targets.compile_cache import CompilationFailed
 from svdqc.compiler.targets.select import build_code
 from svdqc.compiler.tune import measure as measuring
+from svdqc.compiler.tune import search as searching
 from svdqc.compiler.tune.bench import frame_sources, write_bench
 from svdqc.compiler.tune.child import Request, Timing, _difference
 from svdqc.compiler.tune.record import Machine, TuningRecord
@@ -91,15 +92,20 @@ def test_search__records_the_fastest_of_a_real_kernel() -> None:
 
 
 def test_search__crash_hang_and_lie_cost_only_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "START_SECONDS", 6.0)
     (site,) = sites(48)
+    hangs = 3  # as candidates are counted, from the analytic choice on
+
+    def impatient(request: Request) -> Timing | str:
+        monkeypatch.setattr(measuring, "START_SECONDS", 2.0 if request.candidate == hangs else 60.0)
+        return measuring.measure_apart(request)
+
     bad = spoilt(
         site,
         b1=first("__builtin_trap();"),
         b2=first('for (;;) __asm__ volatile("");'),
         b3=first("return;"),
     )
-    (outcome,), (record,) = found([bad], setting(candidates=4))
+    (outcome,), (record,) = found([bad], setting(candidates=4), measure=impatient)
     reasons = [text.split(": ", 1)[1] for text in outcome.lost]
     assert reasons[0].startswith("ended by SIG"), reasons
     assert reasons[1].startswith("took more than"), reasons
@@ -163,16 +169,21 @@ def test_search__interruption_keeps_what_was_measured(three: list[Site]) -> None
     assert records[1].key.problem.body == three[1].problem.body
 
 
-def test_search__stops_at_the_deadline_with_what_it_has(three: list[Site]) -> None:
+def test_search__stops_at_the_deadline_with_what_it_has(
+    three: list[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of its own: four measurements of a kernel take 4 s, there are 6."""
+    clock = [1000.0]
+    monkeypatch.setattr(searching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
     def slowly(request: Request) -> Timing:
-        time.sleep(0.3)
+        clock[0] += 1.0
         return fast(request)
 
-    began = time.monotonic()
-    how = setting(deadline=began + 1.5)
+    how = setting(deadline=clock[0] + 6.0)
     outcomes, records = found(three, how, build=no_build, measure=slowly)
-    assert len(outcomes) == len(records) < 3
-    assert records[0].complete
+    assert len(outcomes) == 2
+    assert [(r.complete, r.candidates) for r in records] == [(True, 3), (False, 2)]
 
 
 def test_search__no_gain_is_the_analytic_choice(three: list[Site]) -> None:
