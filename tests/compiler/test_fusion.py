@@ -230,3 +230,14 @@ def test_refusals_say_why() -> None:
     refused = regions_of(Feed(), tokens()).refused
     assert ("two anchors" in {why for _, why in refused}) or refused == []
     assert all(pair and why for pair, why in refused)
+
+
+def test_short_rows_are_rows() -> None:
+    """Sums of 32 values a token: many tasks of short rows, not one of them all."""
+
+    class Sums(nn.Module):
+        def forward(self, x0: Tensor) -> Tensor:
+            return x0.sum(1)
+
+    (region,) = regions_of(Sums(), torch.zeros(4 * TOKENS, 6, 32)).regions
+    assert region.layout.num_rows == 4 * TOKENS
