@@ -97,7 +97,7 @@ def attention_blocks(program: RowProgram, target: CudaTarget) -> Sequence[Block]
     tiles = attention_tiles(target, *widths)
     if not tiles:
         return [attention_simt_block(program, target)]
-    return [Block(tile.queries, 0, tile.threads, tile) for tile in tiles]
+    return [Block(tile.queries, 0, tile.threads, tile=tile) for tile in tiles]
 
 
 def attention(
