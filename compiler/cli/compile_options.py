@@ -48,8 +48,8 @@ def recipe_options(command: Decorated) -> Decorated:
             show_default=True,
             help="Of weights and activations: "
             + "; ".join(f"{name}, {scheme.summary}" for name, scheme in SCHEMES.items())
-            + "; none compiles without quantizing; auto is nvfp4 where every target is a GPU with tensor "
-            "cores for it (sm_100a, sm_120a), else int4.",
+            + "; none compiles without quantizing; auto is nvfp4 for Blackwell alone (sm_100a, sm_120a), w4a8 for "
+            "Hopper alone (sm_90a), else int4.",
         ),
         click.option(
             "--modulation",

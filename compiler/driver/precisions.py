@@ -40,9 +40,21 @@ def _precisions_of(target: CudaTarget) -> set[str]:
 
 
 def best_precision(target: str) -> str:
-    """What "auto" is: nvfp4 where every target is a GPU with tensor cores for it, else int4, which all of them run."""
-    is_gpu = all(name.strip().startswith("cuda") for name in target.split(","))
-    return "nvfp4" if is_gpu and "nvfp4" in precisions_on(target) else "int4"
+    """What "auto" is: the best of the GPUs named, if they agree on one; else int4, which everything runs.
+
+    Where tensor cores have no 4-bit integers: nvfp4 on Blackwell, and on Hopper 4-bit weights with 8-bit activations,
+    which run at the speed of 8 bits either way and lose less.
+    """
+    names = [name.strip() for name in target.split(",")]
+    gpus = [[gpu for gpu in CUDA_TARGETS if name in gpu.names] for name in names]
+    best = {_best_on(of_name[0]) if of_name else "int4" for of_name in gpus}
+    return best.pop() if len(best) == 1 else "int4"
+
+
+def _best_on(target: CudaTarget) -> str:
+    if ON_GPUS["nvfp4"] & target.tensor_ops:
+        return "nvfp4"
+    return "w4a8" if "wgmma_s8" in target.tensor_ops else "int4"
 
 
 def resolved(recipe: Recipe, target: str) -> Recipe:

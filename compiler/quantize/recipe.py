@@ -30,7 +30,8 @@ class Recipe:
     """How to quantize. Frozen and hashable, so it can be a cache key; invalid values raise `InvalidRecipe`.
 
     precision          format of weights and activations of the quantized layers (schemes.SCHEMES); "auto" is
-                       nvfp4 where all targets are GPUs that multiply it, else int4; "none" leaves every layer as it is
+                       the target's best: nvfp4 on Blackwell, w4a8 on Hopper, else int4; "none" leaves every layer
+                       as it is
     modulation         layers with one row per image (adaLN): "w4a16" codes their weights alone, "keep" leaves them
     rank               width of the 16-bit low-rank branch; "auto" spends the bytes of rank 32 where they help most
     budget             of all weights together, "6.5MB" or a ratio of their 16-bit bytes such as 0.3: ranks, and which

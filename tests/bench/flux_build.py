@@ -1,6 +1,6 @@
 """Kernels and plan of FLUX.1-dev at its full size, for a GPU, without its weights.
 
-    python tests/bench/flux_build.py [--target cuda:sm_90a] [--precision int4] [--depths 19,38]
+    python tests/bench/flux_build.py [--target cuda:sm_90a] [--precision auto] [--depths 19,38]
 
 The graph is diffusers' own, 19 double and 38 single blocks of width 3072 at 1024 x 1024. In the place of 24 GB of
 weights is a sparse file of zeros, and layers are not quantized but given codes of the right shapes: what is generated
@@ -69,7 +69,7 @@ def launches_by_kernel(plan: Plan) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="cuda:sm_90a")
-    parser.add_argument("--precision", default="int4")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--depths", default="19,38", help="double and single blocks")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(

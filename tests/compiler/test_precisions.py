@@ -198,3 +198,9 @@ def test_resolved__nvfp4_where_tensor_cores_multiply_it() -> None:
     assert resolved(Recipe(precision="auto"), "cuda:sm_120a,cpu:avx2").precision == "int4"
     with pytest.raises(UnsupportedPrecision, match="nvfp4"):
         resolved(Recipe(precision="nvfp4"), "cuda")
+
+
+def test_resolved__8_bit_activations_on_hopper_alone() -> None:
+    assert resolved(Recipe(precision="auto"), "cuda:sm_90").precision == "w4a8"
+    assert resolved(Recipe(precision="auto"), "cuda:sm_90a, cuda:sm_120a").precision == "int4"
+    assert resolved(Recipe(precision="auto"), "cuda:sm_90a,cpu").precision == "int4"
