@@ -50,7 +50,6 @@ CTA_FOLD = 2048
 """So many values per result are worth the whole CTA."""
 JOINED = (2, 4)
 """So many floats are stored at once."""
-SYNC = "svdq::cta_sync();"
 
 
 class CudaStatements(StatementPrinter):
@@ -77,7 +76,12 @@ class CudaStatements(StatementPrinter):
         first, self._is_first = self._is_first, False
         self._node = statement.node
         lines = super().print(statement, columns)
-        return lines if first else [SYNC, *lines]
+        return lines if first else [self.sync, *lines]
+
+    @property
+    def sync(self) -> str:
+        """Where the threads that compute statements meet: the CTA, or those of it that do not feed its product."""
+        return "gemm.sync();" if self.block.helpers else "svdq::cta_sync();"
 
     # ---- addresses in a tile: its blocks of columns side by side
 
@@ -336,7 +340,7 @@ class CudaStatements(StatementPrinter):
             scale += f" + k_begin / {coder.k_per_scale}"
             smooth, width = f"{smooth} + k_begin", "width"
         lines += [
-            SYNC,
+            self.sync,
             f"svdq::{coder.function}(rows, {width}, {x}, {stride}, {smooth}, {float(operands(node)[6])!r}f, "
             f"{codes}, {scale}{coder.more});",
         ]
@@ -348,7 +352,7 @@ class CudaStatements(StatementPrinter):
                 self.declare_scratch(sums, "float", IntExpr.of(rank))
                 pointer = f"{pointer} + k_begin"
             lines += [
-                SYNC,
+                self.sync,
                 f"svdq::project_down<{self.block_rows}, {threads}, svdq::{stored_kind(weight)}>("
                 f"rows, {width}, {x}, {stride}, {pointer}, {in_features}, {rank}, {sums}"
                 f"{'' if whole else ', k_begin > 0'});",
@@ -358,13 +362,13 @@ class CudaStatements(StatementPrinter):
         lines = [
             f"for (int64_t k_begin = 0; k_begin < {in_features}; k_begin += {part}) {{",
             f"  const int64_t width = svdq::min_i64({part}, {in_features} - k_begin);",
-            f"  {SYNC}",  # the part before was read
+            f"  {self.sync}",  # the part before was read
             *indented(lines),
             "}",
         ]
         if rank:
             store = self._thread_loop("e", f"rows * {rank}")
-            lines += [SYNC, *store, f"  ({low})[e] = {sums}[e];", "}"]
+            lines += [self.sync, *store, f"  ({low})[e] = {sums}[e];", "}"]
         return lines
 
     def _gather_part(self, source: Node, name: str, part: int) -> list[str]:

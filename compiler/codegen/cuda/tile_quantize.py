@@ -30,7 +30,7 @@ def quantize_tile(printer: CudaStatements, statement: Quantize, place: Place) ->
     scale = printer.item_pointer(node, 1, coder.scales)
     lines = [
         *_gather(printer, statement, place),
-        "svdq::cta_sync();",
+        printer.sync,
         f"svdq::{coder.function}(rows, col_end - col_begin, {tile}, {stride}, "
         f"{printer.pointer(printer.storages[inv_smooth])} + col_begin, {float(shift)!r}f, "
         f"{codes} + row_begin * {coder.code_bytes} + col_begin / {coder.k_per_byte}, "
@@ -45,7 +45,7 @@ def quantize_tile(printer: CudaStatements, statement: Quantize, place: Place) ->
     kind = f"svdq::Stored::{STORED[stored]}"
     return [
         *lines,
-        "svdq::cta_sync();",
+        printer.sync,
         f"svdq::project_tile<svdq::{printer.math}<{kind}>, {kind}, {threads}>(rows, col_end - col_begin, {tile}, "
         f"{stride}, {down}, col_begin, {in_features}, {rank}, "
         f"{printer.item_pointer(node, 2)} + row_begin * {row} + col_begin / {part} * {rank}, {row});",

@@ -153,7 +153,7 @@ class Cta {
   }
 
   static Cta*& active() {
-    static thread_local Cta* cta __attribute__((tls_model("initial-exec"))) = nullptr;
+    static thread_local Cta* cta = nullptr;
     return cta;
   }
 
