@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,15 @@ from svdqc.compiler.tune.sites import find_sites
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A fake GPU of compute capability 8.6, in this process and in its children."""
+    settings = "devices=8.6"
     monkeypatch.setenv("SVDQ_CUDA_DRIVER", str(fake.build_driver()))
-    monkeypatch.setenv("SVDQ_FAKE_CUDA", "devices=8.6")
-    return monkeypatch
+    monkeypatch.setenv("SVDQ_FAKE_CUDA", settings)
+    # Another test of this process may have loaded the driver, which then has that one's settings.
+    assert fake.reset(settings) == 0
+    yield monkeypatch
+    assert fake.reset() == 0
 
 
 def test_search__on_a_gpu(gpu: pytest.MonkeyPatch, tmp_path: Path) -> None:
