@@ -48,6 +48,8 @@ ENOUGH_RESULTS, SHORT_FOLD = 16, 256
 """So do so many, if each has few values."""
 CTA_FOLD = 2048
 """So many values per result are worth the whole CTA."""
+SLICE = 64
+"""Slices begin at multiples of so many elements; smaller constants are places within one, and stay code."""
 JOINED = (2, 4)
 """So many floats are stored at once."""
 
@@ -126,6 +128,11 @@ class CudaStatements(StatementPrinter):
     def _offset(place: Place, column: IntExpr) -> IntExpr:
         """A column's place within the statement's block."""
         return column - place.number * place.block
+
+    def pointer_ahead(self, address: IntExpr) -> int:
+        """Slices of one tensor, such as the gates of a modulation, have equal code."""
+        ahead = address.terms.get((), 0) // SLICE * SLICE
+        return ahead if ahead > 0 and (address - ahead).lower() >= 0 else 0
 
     def row_number(self) -> str:
         return "static_cast<uint32_t>(row_begin + r)"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from torch.fx import Node
 
@@ -146,11 +147,17 @@ class StatementPrinter(ABC):
 
     def cell(self, storage: Storage, idx: Index, access: str) -> str:
         address = storage.address(idx) - storage.offset
+        ahead = self.pointer_ahead(address)
+        first, address = replace(storage, offset=storage.offset + ahead), address - ahead
         last = largest(address)
         # A guarded load (padding) is addressed past the end but not executed there.
-        reach = None if last is None else minimum(last + 1, storage.extent)
-        name = self.params.buffer(storage, "write" if access == "update" else access, reach)
+        reach = None if last is None else minimum(last + 1, storage.extent - ahead)
+        name = self.params.buffer(first, "write" if access == "update" else access, reach)
         return f"{name}[{self.params.integer(address)}]"
+
+    def pointer_ahead(self, address: IntExpr) -> int:
+        """How many elements of an address the kernel's pointer is given with, instead of its code."""
+        return 0
 
     def pointer(self, storage: Storage, access: str = "read") -> str:
         """A pointer to a buffer that a library kernel walks by itself."""
