@@ -32,14 +32,8 @@ LOWER: tuple[Pass, ...] = (
     materialize,  # what must lie in memory says so
 )
 
-# lowered for GPUs, which cut products along their columns
-LOWER_GPU: tuple[Pass, ...] = (
-    merge_linears,
-    interleave_halves,  # gate and value lie in one tile
-    sink_concat,
-    simplify,
-    materialize,
-)
+# lowered for GPUs, which cut products along their columns: once linears are merged, gate and value lie in one tile
+LOWER_GPU: tuple[Pass, ...] = (merge_linears, interleave_halves, *LOWER[1:])
 
 Observer = Callable[[str, Program, PassReport], None]
 

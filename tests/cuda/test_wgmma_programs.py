@@ -20,6 +20,7 @@ from svdqc.compiler.codegen.cuda.blocks.linear_wgmma import FEWEST_ROWS
 from svdqc.compiler.codegen.lower import lower
 from svdqc.compiler.passes.fuse import GPU_TRAITS, fuse
 from svdqc.compiler.passes.materialize import materialize
+from svdqc.compiler.quantize.ops import linear_s4, quantize_s4
 from svdqc.compiler.quantize.ops_formats import linear_coded, quantize
 from svdqc.compiler.targets.cuda import SM_80, SM_89, SM_90A, SM_100A, CudaTarget
 
@@ -153,6 +154,38 @@ def test_linear_coded__with_epilogue(cases: list[Case], target: CudaTarget, head
         if linear.case.precision == "fp8":
             rounding += e4m3_rounding(linear.case.k)
         assert (got - want).abs().max() < rounding * want.abs().max(), linear.case
+
+
+def test_linear_coded__codes_for_a_4_bit_linear() -> None:
+    """A slab of the warpgroups' tile is quantized where it lies, with its part of the next down-projection."""
+    if machine(TWO_SMS).arch != TWO_SMS.arch:
+        pytest.skip(f"this GPU is no {TWO_SMS.arch}")
+    made, width, outputs, rank = torch.Generator().manual_seed(SEED), 384, 24, 16
+    b = ProgramBuilder()
+    smooth = b.weight("next.smooth", torch.rand(width, generator=made) + 0.5)
+    down = (torch.randn(rank, width, generator=made) / width**0.5).bfloat16()
+    codes = torch.randint(-8, 8, (outputs, width), generator=made, dtype=torch.int8)
+    scale = (0.02 * torch.randn(outputs, width // 64, generator=made)).bfloat16()
+    up = torch.randn(outputs, rank, generator=made).bfloat16()
+    weights = [b.weight(f"next.{i}", t) for i, t in enumerate((down, codes, scale, up))]
+    results = []
+    exact = ("int8", "w4a8")  # sums of E4M3 may differ on GPUs, and then codes
+    for number, precision in enumerate(exact):
+        hidden = Linear(Case(precision, 200, width, 128), number).build(b)
+        coded = b.call(quantize_s4, hidden, smooth, weights[0], 64, "signed8", True, 0.0)
+        parts = [b.call(operator.getitem, coded, i) for i in range(3)]
+        results.append(b.call(linear_s4, *parts, *weights[1:], None))
+    program = b.finish(*results)
+    materialize(program)
+    wanted = program.run(b.inputs)
+    lowered = lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(TWO_SMS))
+    products = [source for source in lowered.kernels.values() if "gemm_wgmma.h" in source]
+    assert len(products) == len(exact)
+    assert all("svdq::project_tile" in source for source in products)
+    found = PlanRunner(program, lowered)(b.inputs)
+    for number, want in enumerate(wanted):
+        # Equal codes: one that flipped would move a result by 1e-3 of the largest.
+        assert (found[str(number)] - want).abs().max() < 2e-5 * want.abs().max(), number
 
 
 @pytest.mark.parametrize("precision", list(RANGES))
