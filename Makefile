@@ -36,6 +36,9 @@ $(STAMP): pyproject.toml constraints.txt Makefile | $(PY)
 	  extras = p["optional-dependencies"]; \
 	  print(*p["dependencies"], *(r for e in "$(EXTRAS)".split() for r in extras[e]), sep="\n")' > build/requirements.txt
 	$(PY) -m pip install --quiet -c constraints.txt -r build/requirements.txt
+	@# Headers alone, for tests/cuda/test_cutlass.py, which is skipped without them.
+	@$(PY) -m pip install --quiet --no-deps -c constraints.txt nvidia-cutlass || \
+	  echo "nvidia-cutlass could not be installed: its layouts will not be compared with ours" >&2
 	@mkdir -p $(DEV)
 	@ln -sfn ../../../runtime/python/__init__.py $(DEV)/__init__.py
 	@ln -sfn ../../../runtime/python/errors.py $(DEV)/errors.py

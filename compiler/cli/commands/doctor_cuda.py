@@ -24,7 +24,7 @@ def examine_cuda() -> Iterator[Finding]:
         yield Finding("nvcc", "note", f"{error.found}; needed to build for GPUs", error.remedy)
     cutlass = cutlass_include()
     if cutlass is None:
-        yield Finding("CUTLASS", "note", "absent; some GPU kernels are built with it", INSTALL)
+        yield Finding("CUTLASS", "note", "absent; only the tests compare with it", INSTALL)
     else:
         yield Finding("CUTLASS", "ok", f"{package_version('nvidia-cutlass')}, {cutlass}")
     yield _targets(driver, builds)

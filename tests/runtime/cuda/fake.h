@@ -11,17 +11,11 @@
 // Settings, in $SVDQ_FAKE_CUDA or through fake_cuda_reset, are words such as `devices=9.0,8.0`:
 //
 //   devices   compute capability of each GPU (default 8.0); empty: none
-//
 //   version   of the driver (default 13000)
-//
 //   memory    bytes of each GPU (default 1 GiB)
-//
 //   kernels   shared objects, separated by colons (default $SVDQ_FAKE_CUDA_KERNELS)
-//
 //   mixed     1: streams take turns, operation by operation, wherever their order is not fixed
-//
-//   fail      name:n:code: the n-th call (0: every one) of a function, or `kernel`, gives that
-//   error
+//   fail      name:n:code: the n-th call (0: every one) of a function, or `kernel`, gives that error
 #pragma once
 
 #include <cstdint>

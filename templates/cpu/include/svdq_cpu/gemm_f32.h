@@ -1,11 +1,10 @@
 // gemm_f32.h: out[r][n] (+)= sum_k x[r][k] * w[n][k] with f32 sums, for weights of 32 or 16 bits.
 //
 //   x         f32 [rows][ldx]
-//   w_packed  [ceil(N/16)][K][16]           f32, bf16 or f16: a panel is 16 output columns, zero
-//   padded
+//   w_packed  [ceil(N/16)][K][16]            f32, bf16 or f16: a panel is 16 columns, zero padded
 //             [ceil(N/16)][ceil(K/2)][16][2] bf16 for gemm_bf16dot, which takes x rounded to bf16
 //   out       f32 [rows][ldo], columns of panels [panel_begin, panel_end) from column 0; whole
-//   panels are written
+//             panels are written
 //
 // Each output is one chain of fma over k = 0, 1, ..., K-1 in that order, so its bits depend neither
 // on the tile it falls into nor on how rows, panels or K are split over calls (K: when the later

@@ -2,7 +2,7 @@
 // 2307.08691): scores and probabilities stay in registers, softmax is streamed over blocks of keys.
 //
 //   MmaAttention<HEAD_DIM, V_DIM, QUERIES, KEYS, PARTS, MASKED>::run(args, query_begin, rows,
-//   shared, write)
+//                                                                    shared, write)
 //     2 QUERIES threads, a warp for each 16 queries; shared: kSharedBytes, aligned to 16
 //     write(r, d, value)   is called once per element of the result with r < rows, d < V_DIM, after
 //                          a barrier: what lay in `shared` may be overwritten

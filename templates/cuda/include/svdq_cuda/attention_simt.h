@@ -2,8 +2,7 @@
 // streamed over blocks of keys. The meaning is that of svdq_cpu/attention.h.
 //
 //   SimtAttention<HEAD_DIM, V_DIM, QUERIES, KEYS>::run(args, query_begin, rows, shared, tile, ld)
-//     256 threads; shared: kSharedBytes; tile: [QUERIES, ld] f32 of shared memory, becomes the
-//     result
+//     256 threads; shared: kSharedBytes; tile: [QUERIES, ld] f32 in shared memory, the result
 //
 // A query that sees no key gets zeros.
 #ifndef SVDQ_CUDA_ATTENTION_SIMT_H

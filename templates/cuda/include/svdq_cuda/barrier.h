@@ -6,9 +6,8 @@
 //   mbarrier_init(b, arrivals)      one thread; then mbarrier_init_fence() and a cta_sync
 //   mbarrier_arrive(b)              this thread came
 //   mbarrier_arrive_expect(b, n)    it came, and announces n bytes of bulk copies in this phase
-//   mbarrier_wait(b, parity)        until the phase of that parity has ended (a fresh barrier:
-//   phase
-//                                   0 has not, what would be phase 1 before it has)
+//   mbarrier_wait(b, parity)        until the phase of that parity has ended (of a fresh barrier
+//                                   phase 0 has not, what would be phase 1 before it has)
 //   bulk_copy(shared, global, n, b) begin copying n bytes, a multiple of 16, both sides aligned to
 //                                   16; they count for b when they are there
 //   async_fence()                   what this thread wrote to shared memory becomes visible to

@@ -14,8 +14,7 @@
 //
 // x gives the rows of a tile, one of
 //   RowsX<BM, VECTOR>    rows of f32 in memory, row stride ldx; VECTOR: rows begin at multiples of
-//   16
-//                        bytes and k % 4 == 0, so copies are of 16 bytes
+//                        16 bytes and k % 4 == 0, so copies are of 16 bytes
 //   ElementX<BM, F>      f(r, k) for r < rows, computed by the threads: any view, type or prologue
 #ifndef SVDQ_CUDA_GEMM_FLOAT_H
 #define SVDQ_CUDA_GEMM_FLOAT_H

@@ -12,9 +12,8 @@
 //
 //   codes    "s4_rows" or "nf4_rows" [columns, k];  w_scale  "scale_rows" [columns, k / GROUP] bf16
 //   Math     gemm_float_math.h: how x is split in 16-bit floats. Products of a code and x are those
-//   of
-//            Bf16Math<BF16> or F16Math<F16>, whose bounds hold; NF4's quantiles are split as well.
-//            Scales multiply the f32 sum of a block.
+//            of Bf16Math<BF16> or F16Math<F16>, whose bounds hold; NF4's quantiles are split as
+//            well. Scales multiply the f32 sum of a block.
 #ifndef SVDQ_CUDA_GEMM_W4_H
 #define SVDQ_CUDA_GEMM_W4_H
 

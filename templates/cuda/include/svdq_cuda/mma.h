@@ -4,13 +4,14 @@
 // result has rows g (d[0], d[1]) and g + 8 (d[2], d[3]), columns 2 t and 2 t + 1. Operand registers
 // hold, low bits first, elements of consecutive k:
 //
-//   function      k    a[0], a[1]: rows g, g + 8      a[2], a[3]: rows g, g + 8    b[0]      b[1]
-//   mma_s4_k32    32   8 codes from k = 8 t           -                            8 t       -
-//   mma_s4_k64    64   8 codes from k = 8 t           8 codes from 32 + 8 t        8 t       32 + 8
-//   t mma_s8        32   4 codes from k = 4 t           4 codes from 16 + 4 t        4 t       16 +
-//   4 t mma_e4m3      32   as mma_s8 mma_bf16      16   2 values from k = 2 t          2 values
-//   from 8 + 2 t        2 t       8 + 2 t mma_f16       16   as mma_bf16 mma_e2m1      64   as
-//   mma_s4_k64, each 16 k scaled by an E4M3 of A's row and one of B's column
+//   function     k   a[0], a[1]: rows g, g + 8   a[2], a[3]: likewise      b[0]    b[1]
+//   mma_s4_k32   32  8 codes from k = 8 t        -                         8 t     -
+//   mma_s4_k64   64  8 codes from k = 8 t        8 codes from 32 + 8 t     8 t     32 + 8 t
+//   mma_s8       32  4 codes from k = 4 t        4 codes from 16 + 4 t     4 t     16 + 4 t
+//   mma_e4m3     32  as mma_s8
+//   mma_bf16     16  2 values from k = 2 t       2 values from 8 + 2 t     2 t     8 + 2 t
+//   mma_f16      16  as mma_bf16
+//   mma_e2m1     64  as mma_s4_k64, each 16 k scaled by an E4M3 of A's row and one of B's column
 //
 // Columns of B are g. mma_e2m1<A_PAIR, B_LANE> takes the four scales of a row in one register: of
 // row g from lanes with t = 2 A_PAIR, of row g + 8 from the next ones; of column g from t = B_LANE.

@@ -6,12 +6,12 @@
 // doubled). A lane takes a group of 16, whose squared misses it adds up in order.
 //
 //   quantize_e2m1<CHOICES, ROTATE, THREADS>(rows, k, x, ldx, inv_smooth, shift, codes, x_scale,
-//   whole_k, exponent)
+//                                           whole_k, exponent)
 //     x        [rows, k] in shared memory, row stride ldx; becomes x_hat
 //     codes    [rows, whole_k / 2, rounded up to 32] bytes, the low nibble first
 //     x_scale  [rows, whole_k / 16, rounded up to 16] E4M3, in units of 2^exponent
-//   CHOICES: how many of 6, 4, 6.5 a group may send its largest magnitude to, the first that misses
-//   least
+//   CHOICES: how many of 6, 4, 6.5 a group may send its largest magnitude to: the first that misses
+//            least is taken
 //
 // Row by row, 64 k have 32 bytes of codes and a word of scales: what tensor cores take at once.
 // Rows are padded with zeros, so that 16 bytes are 16 bytes of one row. k may be a part of whole_k

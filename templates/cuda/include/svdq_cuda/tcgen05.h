@@ -2,9 +2,8 @@
 //
 // Tensor memory is 128 lanes of 512 columns of 32 bits; an address is lane << 16 | column.
 //
-//   tcgen05_alloc<COLUMNS>(uint32_t* shared)   one warp; *shared gets the address of so many
-//   columns
-//                                   (a power of two, at least 32), where there are as many
+//   tcgen05_alloc<COLUMNS>(shared)  one warp; *shared gets the address of so many columns (a power
+//                                   of two, at least 32), where there are as many
 //   tcgen05_free<COLUMNS>(address)  the same warp, before the CTA ends
 //
 // By one thread, in order; they run beside the threads:
@@ -44,6 +43,14 @@ namespace svdq {
 SVDQ_INLINE uint64_t tcgen05_at(uint64_t operand, uint32_t bytes) {
   const uint32_t low = static_cast<uint32_t>(operand) + bytes / 16;
   return (operand & 0xffffffff00000000u) | low;
+}
+
+// PTX ISA, "Instruction descriptor" of .kind::mxf4nvf4: E2M1 twice (1 at bits 7 and 10), N / 8 at
+// bit 17, M / 128 at bit 27; scales are E4M3, ids 0, K 64.
+template <int N>
+SVDQ_INLINE constexpr uint32_t tcgen05_shape() {
+  static_assert(N % 16 == 0 && N >= 16 && N <= 256, "columns of tcgen05.mma");
+  return 1u << 7 | 1u << 10 | static_cast<uint32_t>(N / 8) << 17 | 1u << 27;
 }
 }  // namespace svdq
 

@@ -5,8 +5,7 @@
 // lies in shared memory as core matrices of 8 rows (columns) by 16 bytes, 128 bytes together:
 //
 //   byte k of row r is at  start + r / 8 * row_step + k / 16 * k_step + r % 8 * 16 + k % 16
-//   wgmma_operand(start, k_step, row_step)   describes it; start aligned to 16, steps multiples of
-//   16
+//   wgmma_operand(start, k_step, row_step)   describes it; start and steps are multiples of 16
 //   wgmma_advance(operand, bytes)   the same so many bytes further, a multiple of 16
 //
 // Warp w of the group has rows 16 w .. 16 w + 15; with g = lane / 4, t = lane % 4, d[4 j + 0, 1] is

@@ -48,13 +48,9 @@ SVDQ_INLINE void tcgen05_scales(uint32_t to, uint64_t operand) {
                : "memory");
 }
 
-// PTX ISA, "Instruction descriptor" of .kind::mxf4nvf4: E2M1 twice (1 at bits 7 and 10), N / 8 at
-// bit 17, M / 128 at bit 27; scales are E4M3, ids 0, K 64.
 template <int N>
 SVDQ_INLINE void tcgen05_e2m1(uint32_t sums, uint64_t a, uint64_t b, uint32_t a_scales,
                               uint32_t b_scales) {
-  static_assert(N % 16 == 0 && N >= 16 && N <= 256, "columns of tcgen05.mma");
-  constexpr uint32_t kShape = 1u << 7 | 1u << 10 | static_cast<uint32_t>(N / 8) << 17 | 1u << 27;
   asm volatile(
       "{\n"
       ".reg .pred accumulate;\n"
@@ -62,7 +58,7 @@ SVDQ_INLINE void tcgen05_e2m1(uint32_t sums, uint64_t a, uint64_t b, uint32_t a_
       "tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.scale_vec::4X [%0], %1, %2, %3, [%4], "
       "[%5], accumulate;\n"
       "}" ::"r"(sums),
-      "l"(a), "l"(b), "r"(kShape), "r"(a_scales), "r"(b_scales)
+      "l"(a), "l"(b), "r"(tcgen05_shape<N>()), "r"(a_scales), "r"(b_scales)
       : "memory");
 }
 
