@@ -15,7 +15,8 @@
 //   memory    bytes of each GPU (default 1 GiB)
 //   kernels   shared objects, separated by colons (default $SVDQ_FAKE_CUDA_KERNELS)
 //   mixed     1: streams take turns, operation by operation, wherever their order is not fixed
-//   fail      name:n:code: the n-th call (0: every one) of a function, or `kernel`, gives that error
+//   fail      name:n:code: the n-th call (0: every one) of a function, or `kernel`, gives that
+//             error
 #pragma once
 
 #include <cstdint>
