@@ -215,7 +215,9 @@ def _finish(
         solution.low_rank.lora_down.to(torch.bfloat16),
         solution.low_rank.lora_up.to(torch.bfloat16),
         solution.w_codes,
-        solution.w_scale if scheme_of(precision).channel_bytes else solution.w_scale.to(torch.bfloat16),
+        solution.w_scale
+        if scheme_of(precision).channel_bytes
+        else solution.w_scale.to(torch.bfloat16),
         activation,
         _bias_delta(case, solution),
         {"weight_error": weight_error(case, solution)},

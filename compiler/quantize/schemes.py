@@ -64,7 +64,15 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("int8", "8-bit integers", "s8", "s8", True, 8, 2, WHOLE_ROW, alignment=16),
         Scheme("fp8", "8-bit floats", "e4m3", "e4m3", True, 8, 2, WHOLE_ROW, alignment=16),
         Scheme(
-            "w4a8", "4-bit weights, 8-bit activations", "s4m", "s8", True, 4, 1, None, channel_bytes=2
+            "w4a8",
+            "4-bit weights, 8-bit activations",
+            "s4m",
+            "s8",
+            True,
+            4,
+            1,
+            None,
+            channel_bytes=2,
         ),
         Scheme("w4a16", "4-bit weights alone", "s4", "float", False, 4, 2, None),
         Scheme("nf4", "NF4 weights alone, the baseline", "nf4", "float", False, 4, 2, 64),

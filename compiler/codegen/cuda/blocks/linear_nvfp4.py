@@ -119,7 +119,7 @@ def linear_nvfp4(
         "x_scale": printer.pointer(storages[scale]),
         "w": printer.pointer(storages.packed(w_codes, f"e2m1_{layout}")),
         "w_scale": printer.pointer(storages.packed(w_scale, f"e4m3_scale_{layout}")),
-        "unit_exponent": exponent(unit, params),
+        "w_more": exponent(unit, params),
         "min_ctas": CTAS if on_tcgen05 and branch.get("lora_stored") != "F32" else 0,
         **branch,
     }

@@ -92,6 +92,32 @@ SVDQ_WGMMA_SIZES(wgmma_s8, int32_t, "r", "k32", ".s32.s8.s8", "")
 SVDQ_WGMMA_SIZES(wgmma_e4m3, float, "f", "k32", ".f32.e4m3.e4m3", ", 1, 1")
 SVDQ_WGMMA_SIZES(wgmma_bf16, float, "f", "k16", ".f32.bf16.bf16", ", 1, 1, 0, 0")
 
+// The left operand in registers; numbers of the operands that follow the results.
+#define SVDQ_WGMMA_S8(N, R, R1, R2, R3, R4, R5)                                                    \
+  SVDQ_INLINE void wgmma_s8_##N(int32_t (&d)[R], const uint32_t (&a)[4], uint64_t b,               \
+                                bool accumulate) {                                                 \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %" #R5 ", 0; wgmma.mma_async.sync.aligned.m64n" #N \
+                 "k32.s32.s8.s8 {" SVDQ_REGISTERS_##R "}, {%" #R ", %" #R1 ", %" #R2 ", %" #R3     \
+                                                      "}, %" #R4 ", p;}"                           \
+                 : SVDQ_IN_OUT_##R("r", 0)                                                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                             \
+                   "r"(static_cast<int32_t>(accumulate)));                                         \
+  }
+SVDQ_WGMMA_S8(64, 32, 33, 34, 35, 36, 37)
+SVDQ_WGMMA_S8(128, 64, 65, 66, 67, 68, 69)
+SVDQ_WGMMA_S8(192, 96, 97, 98, 99, 100, 101)
+SVDQ_WGMMA_S8(256, 128, 129, 130, 131, 132, 133)
+template <int N>
+SVDQ_INLINE void wgmma_s8(int32_t (&d)[N / 2], const uint32_t (&a)[4], uint64_t b,
+                          bool accumulate) {
+  static_assert(N == 64 || N == 128 || N == 192 || N == 256, "columns of wgmma");
+  if constexpr (N == 64) wgmma_s8_64(d, a, b, accumulate);
+  if constexpr (N == 128) wgmma_s8_128(d, a, b, accumulate);
+  if constexpr (N == 192) wgmma_s8_192(d, a, b, accumulate);
+  if constexpr (N == 256) wgmma_s8_256(d, a, b, accumulate);
+}
+
+#undef SVDQ_WGMMA_S8
 #undef SVDQ_WGMMA_SIZES
 #undef SVDQ_WGMMA
 #undef SVDQ_IN_OUT_128
