@@ -54,7 +54,8 @@ struct WgmmaFeed {
   static constexpr int kBarrierBytes = 128;
   static constexpr int kSlabRows = 64, kSlabs = Tile::BM / kSlabRows;
   static constexpr int kSlabAt = kStages * kStageBytes + kBarrierBytes;
-  static constexpr int kSharedBytes = kSlabAt + kSlabRows * Tile::kLd * 4;
+  static constexpr int kSlabBytes = kSlabRows * Tile::kLd * 4;
+  static constexpr int kSharedBytes = kSlabAt + kSlabBytes;
   static_assert(kStageBytes % 128 == 0, "bulk copies and core matrices are aligned");
   static_assert(kStages >= 3 && 2 * 8 * kStages <= kBarrierBytes, "barriers");
 

@@ -37,8 +37,8 @@ struct WgmmaGemmS4 : WgmmaFeed<Tile, Codes> {
   using Feed = WgmmaFeed<Tile, Codes>;
   static constexpr int kNT = Tile::BM / 8;
 
-  // Of column_of(0) and column_of(1): [j][i] and [j][2 + i] in row row_of(j) + i of the tile.
-  float acc[kNT][4];
+  // In row row_of(j) + i of the tile: [4 j + i] of column_of(0), [4 j + 2 + i] of column_of(1).
+  float acc[kNT * 4];
 
   SVDQ_METHOD explicit WgmmaGemmS4(char* shared) : Feed(shared) {}
 
@@ -54,6 +54,7 @@ struct WgmmaGemmS4 : WgmmaFeed<Tile, Codes> {
     SVDQ_NO_UNROLL
     for (int step = 0; step < steps; ++step) {
       const uint32_t stage = static_cast<uint32_t>(Feed::now.stage) * Feed::kStageBytes;
+      const uint64_t x_of_stage = wgmma_advance(x, stage);
       mbarrier_wait(Feed::full + Feed::now.stage, Feed::now.parity);
       SVDQ_UNROLL
       for (int block = 0; block < 2; ++block) {
@@ -62,8 +63,8 @@ struct WgmmaGemmS4 : WgmmaFeed<Tile, Codes> {
         wgmma_fence();
         SVDQ_UNROLL
         for (int i = 0; i < 2; ++i) {
-          const uint32_t at = stage + (2 * block + i) * 2 * Feed::kCore;
-          wgmma_s8<Tile::BM>(sums, w[i], wgmma_advance(x, at), true);
+          const uint32_t at = (2 * block + i) * 2 * Feed::kCore;
+          wgmma_s8<Tile::BM>(sums, w[i], wgmma_advance(x_of_stage, at), true);
         }
         wgmma_commit();
         wgmma_wait<1>();  // what was widened before is free
@@ -74,7 +75,7 @@ struct WgmmaGemmS4 : WgmmaFeed<Tile, Codes> {
     wgmma_wait<0>();
     Feed::release(Feed::before(Feed::now.stage));
     SVDQ_UNROLL
-    for (int i = 0; i < kNT * 4; ++i) acc[i / 4][i % 4] = static_cast<float>(sums[i]);
+    for (int i = 0; i < kNT * 4; ++i) acc[i] = static_cast<float>(sums[i]);
   }
 
   template <class Bias>
@@ -96,7 +97,7 @@ struct WgmmaGemmS4 : WgmmaFeed<Tile, Codes> {
         const float of_row = row < x.rows ? x.scale[row] : 0.0f;
         SVDQ_UNROLL
         for (int half = 0; half < 2; ++half) {
-          float& sum = acc[j][2 * half + i];
+          float& sum = acc[4 * j + 2 * half + i];
           sum = mad(sum, of_row * of_column[half], added[half]);
         }
       }
@@ -110,7 +111,7 @@ struct WgmmaGemmS4 : WgmmaFeed<Tile, Codes> {
       if (j * 8 / Feed::kSlabRows != slab) continue;
       float* const to = tile + row_of(j) % Feed::kSlabRows * Tile::kLd;
       SVDQ_UNROLL
-      for (int c = 0; c < 4; ++c) to[c % 2 * Tile::kLd + column_of(c / 2)] = acc[j][c];
+      for (int c = 0; c < 4; ++c) to[c % 2 * Tile::kLd + column_of(c / 2)] = acc[4 * j + c];
     }
     Feed::sync();
   }
@@ -140,42 +141,73 @@ struct WgmmaGemmS4 : WgmmaFeed<Tile, Codes> {
   }
 };
 
-// Transposed like the sums: `up` is the left operand, and split in two halves is `low`.
+// Four of a row of `low`, zeros outside.
+SVDQ_INLINE float4 low_quad(const float* low, int64_t row, int64_t rows, int64_t r, int64_t rank) {
+  if (rank % 4 == 0) {
+    const bool inside = row < rows && r < rank;
+    const uint4 bits = inside ? load_16(low + row * rank + r) : make_uint4(0, 0, 0, 0);
+    return make_float4(float_of(bits.x), float_of(bits.y), float_of(bits.z), float_of(bits.w));
+  }
+  const float2 first = low_pair(low, row, rows, r, rank);
+  const float2 second = low_pair(low, row, rows, r + 2, rank);
+  return make_float4(first.x, first.y, second.x, second.y);
+}
+
+// Transposed like the sums: `up` is the left operand, from registers. 32 of the rank at a time, the
+// halves of `low` lie as core matrices where slabs will.
 template <class Math, Stored W, class Tile, class Codes>
-SVDQ_INLINE void add_low_rank(WgmmaGemmS4<Tile, Codes>& sums, const float* low, int64_t rows,
+SVDQ_INLINE void add_low_rank(WgmmaGemmS4<Tile, Codes>& gemm, const float* low, int64_t rows,
                               int64_t rank, const void* up, int64_t column, int64_t columns) {
-  using Gemm = WgmmaGemmS4<Tile, Codes>;
-  using Right = Bf16Math<Stored::F32>;
+  constexpr int kPart = 32, kCore = 128, kRow8 = kPart / 8 * kCore, kHalf = Tile::BM / 8 * kRow8;
+  static_assert(2 * kHalf <= WgmmaFeed<Tile, Codes>::kSlabBytes, "halves lie where slabs do");
   const int64_t steps = ceil_div(rank, 16);
   const int warp = static_cast<int>(warp_uniform(warp_id())), lane = static_cast<int>(lane_id());
+  char* const halves = reinterpret_cast<char*>(gemm.tile());
+  const char* const panels = static_cast<const char*>(up) +
+                             panel_at(column, warp / 2, columns) * steps * FloatPanel<W>::kBytes +
+                             FloatPanel<W>::lane_offset();
   SVDQ_NO_UNROLL
-  for (int64_t step = 0; step < steps; ++step) {
-    FloatPanel<W> panel;
-    const int64_t block = panel_at(column, warp / 2, columns) * steps + step;
-    panel.load(static_cast<const char*>(up) + block * FloatPanel<W>::kBytes +
-               FloatPanel<W>::lane_offset());
-    typename Math::B halves[2];
+  for (int64_t part = 0; part < rank; part += kPart) {
+    gemm.sync();  // what lay there has been read
     SVDQ_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      // Which two of the panel's four is the warp's: known when compiled, for registers.
-      typename Math::B even, odd;
-      panel.template split<Math>(half, even);
-      panel.template split<Math>(2 + half, odd);
-      halves[half] = warp % 2 == 0 ? even : odd;
+    for (int n = 0; n < Tile::BM / 32; ++n) {  // eight warps: each 8 rows by 16 of the rank
+      const int i = n * 8 + warp, row = i / 2 * 8 + lane % 8, r = i % 2 * 16 + lane / 8 * 4;
+      const float4 four = low_quad(low, row, rows, part + r, rank);
+      uint2 hi, lo;
+      Bf16Math<Stored::F32>::split(four.x, four.y, hi.x, lo.x);
+      Bf16Math<Stored::F32>::split(four.z, four.w, hi.y, lo.y);
+      char* const to = halves + i / 2 * kRow8 + r / 8 * kCore + lane % 8 * 16 + r % 8 * 2;
+      *reinterpret_cast<uint2*>(to) = hi;
+      *reinterpret_cast<uint2*>(to + kHalf) = lo;
     }
-    const uint32_t hi[4] = {halves[0].hi[0], halves[1].hi[0], halves[0].hi[1], halves[1].hi[1]};
-    const uint32_t lo[4] = {halves[0].lo[0], halves[1].lo[0], halves[0].lo[1], halves[1].lo[1]};
-    SVDQ_UNROLL
-    for (int j = 0; j < Gemm::kNT; ++j) {
-      const int64_t row = j * 8 + lane / 4, r = step * 16 + lane % 4 * 2;
-      const float2 first = low_pair(low, row, rows, r, rank);
-      const float2 second = low_pair(low, row, rows, r + 8, rank);
-      const float x[4] = {first.x, first.y, second.x, second.y};
-      typename Right::B right;
-      Right::split_b(x, right);
-      mma_bf16(sums.acc[j], hi, right.lo);
-      if constexpr (Math::kLowB) mma_bf16(sums.acc[j], lo, right.hi);
-      mma_bf16(sums.acc[j], hi, right.hi);
+    async_fence();
+    gemm.sync();
+    const uint64_t of_hi = wgmma_operand(halves, kCore, kRow8);
+    const uint64_t of_lo = wgmma_advance(of_hi, kHalf);
+    SVDQ_NO_UNROLL
+    for (int step = 0; step < 2 && part + step * 16 < rank; ++step) {
+      FloatPanel<W> panel;
+      panel.load(panels + (part / 16 + step) * FloatPanel<W>::kBytes);
+      uint32_t hi[4], lo[4];
+      SVDQ_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        // Which two of the panel's four are the warp's, of registers that are known when compiled.
+        typename Math::B even, odd;
+        panel.template split<Math>(half, even);
+        panel.template split<Math>(2 + half, odd);
+        SVDQ_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          hi[2 * i + half] = warp % 2 == 0 ? even.hi[i] : odd.hi[i];
+          if constexpr (Math::kLowB) lo[2 * i + half] = warp % 2 == 0 ? even.lo[i] : odd.lo[i];
+        }
+      }
+      const uint32_t at = step * 2 * kCore;
+      wgmma_fence();
+      wgmma_bf16<Tile::BM>(gemm.acc, hi, wgmma_advance(of_lo, at), true);
+      if constexpr (Math::kLowB) wgmma_bf16<Tile::BM>(gemm.acc, lo, wgmma_advance(of_hi, at), true);
+      wgmma_bf16<Tile::BM>(gemm.acc, hi, wgmma_advance(of_hi, at), true);
+      wgmma_commit();
+      wgmma_wait<0>();
     }
   }
 }

@@ -13,11 +13,11 @@
 // row g, columns 8 j + 2 t, + 1, and d[4 j + 2, 3] is row g + 8: mma.h's result, column tile by
 // tile.
 //
-//   wgmma_s8<N>(d, a, b, accumulate)     int32 sums of int8, 32 k; exact. `a` may also be four
-//                                        registers: warp w holds its 16 rows as mma.h's fragment
+//   wgmma_s8<N>(d, a, b, accumulate)     int32 sums of int8, 32 k; exact
 //   wgmma_e4m3<N>(d, a, b, accumulate)   f32 sums of E4M3, 32 k
 //   wgmma_bf16<N>(d, a, b, accumulate)   f32 sums of bf16, 16 k
-//   accumulate false: d is overwritten
+//   accumulate false: d is overwritten. `a` of s8 and bf16 may also be uint32_t[4]: registers, in
+//   which a warp has its 16 rows as mma.h's fragment
 //
 //   give_registers<R>()   all of a warpgroup keep R registers, a multiple of 8, of those they have
 //   take_registers<R>()   they get R, once others gave enough. Both where only they come by

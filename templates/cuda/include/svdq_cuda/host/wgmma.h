@@ -105,6 +105,11 @@ inline void wgmma(const char* what, const WgmmaShare<T>& of_thread, const Decode
 
 namespace host {
 inline int32_t s8_element(const uint8_t* bytes, int k) { return static_cast<int8_t>(bytes[k]); }
+inline float bf16_element(const uint8_t* bytes, int k) {
+  uint16_t bits;
+  memcpy(&bits, bytes + 2 * k, 2);
+  return bf16_to_f32(bits);
+}
 }  // namespace host
 
 template <int N>
@@ -127,11 +132,13 @@ SVDQ_INLINE void wgmma_e4m3(float (&d)[N / 2], uint64_t a, uint64_t b, bool accu
 template <int N>
 SVDQ_INLINE void wgmma_bf16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
   host::WgmmaShare<float> mine{a, b, d, accumulate, nullptr};
-  host::wgmma<N, 16>("wgmma_bf16", mine, [](const uint8_t* bytes, int k) {
-    uint16_t bits;
-    memcpy(&bits, bytes + 2 * k, 2);
-    return bf16_to_f32(bits);
-  });
+  host::wgmma<N, 16>("wgmma_bf16", mine, host::bf16_element);
+}
+template <int N>
+SVDQ_INLINE void wgmma_bf16(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b,
+                            bool accumulate) {
+  host::WgmmaShare<float> mine{0, b, d, accumulate, a};
+  host::wgmma<N, 16>("wgmma_bf16", mine, host::bf16_element);
 }
 
 }  // namespace svdq
