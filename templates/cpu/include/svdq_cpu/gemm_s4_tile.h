@@ -3,6 +3,8 @@
 #ifndef SVDQ_CPU_GEMM_S4_TILE_H
 #define SVDQ_CPU_GEMM_S4_TILE_H
 
+#include <type_traits>
+
 #include "svdq_cpu/isa.h"
 #include "svdq_cpu/nibbles.h"
 
@@ -44,7 +46,7 @@ SVDQ_INLINE float load_f32(const void* p) {
 }
 
 /* Weights and output of one tile: NR panels, each `w_stride` bytes and `scale_stride` scales after
- * the one before. */
+ * the one before. Where W multiplies, `groups` is all of k: sums are scaled at their end. */
 struct TileArgs {
   int64_t groups;
   const int8_t* packed;
@@ -52,11 +54,20 @@ struct TileArgs {
   int64_t w_stride;
   const void* w_scale;  // of W::Scale
   int64_t scale_stride;
+  const uint16_t* channel_scale;  // bf16, 16 a panel, where W multiplies
   float* out;
   int64_t ldo;
   bool accumulate;
   const uint8_t* prefetch;  // weights to bring into the second-level cache meanwhile, or null
 };
+
+/* Writes integer sums of all of k, scaled. */
+SVDQ_INLINE void store_scaled(const TileArgs& args, int64_t row, int64_t panel, f32x16 sum,
+                              float x_scale) {
+  float* to = args.out + row * args.ldo + panel * 16;
+  const f32x16 before = args.accumulate ? load(to) : zero();
+  store(to, fma(sum * load_bf16(args.channel_scale + panel * 16), set1(x_scale), before));
+}
 
 #if SVDQ_ISA_AVX512
 
@@ -76,10 +87,14 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
   const uint8_t* w = args.w;
   const auto* w_scale = static_cast<const typename W::Scale*>(args.w_scale);
   const int64_t w_stride = args.w_stride;
-  f32x16 sums[MR][NR];
+  std::conditional_t<W::kMultiplies, __m512i, f32x16> sums[MR][NR];
   unroll<MR>([&](auto i) SVDQ_LAMBDA {
     unroll<NR>([&](auto j) SVDQ_LAMBDA {
-      sums[i][j] = args.accumulate ? load(args.out + i * args.ldo + j * 16) : zero();
+      if constexpr (W::kMultiplies) {
+        sums[i][j] = _mm512_setzero_si512();
+      } else {
+        sums[i][j] = args.accumulate ? load(args.out + i * args.ldo + j * 16) : zero();
+      }
     });
   });
   for (int64_t g = 0; g < args.groups; ++g) {
@@ -115,21 +130,41 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
       w += 64;
     }
     const int8_t* x_scales = x + 4 * MR;
-    f32x16 scale[NR];
-    unroll<NR>([&](auto j)
-                   SVDQ_LAMBDA { scale[j] = W::load_scale(w_scale + j * args.scale_stride); });
-    unroll<MR>([&](auto i) SVDQ_LAMBDA {
-      const f32x16 x_scale = set1(load_f32(x_scales + 4 * i));
+    if constexpr (W::kMultiplies) {
+      __m512i multiplier[NR];
       unroll<NR>([&](auto j) SVDQ_LAMBDA {
-        const f32x16 product = f32x16{_mm512_cvtepi32_ps(acc[i][j])} * scale[j];
-        sums[i][j] = fma(product, x_scale, sums[i][j]);
+        const auto* of_panel = reinterpret_cast<const __m128i*>(w_scale + j * args.scale_stride);
+        multiplier[j] = _mm512_cvtepi8_epi32(_mm_loadu_si128(of_panel));
       });
-    });
+      unroll<MR>([&](auto i) SVDQ_LAMBDA {
+        unroll<NR>([&](auto j) SVDQ_LAMBDA {
+          const __m512i product = _mm512_mullo_epi32(acc[i][j], multiplier[j]);
+          sums[i][j] = _mm512_add_epi32(sums[i][j], product);
+        });
+      });
+    } else {
+      f32x16 scale[NR];
+      unroll<NR>([&](auto j)
+                     SVDQ_LAMBDA { scale[j] = W::load_scale(w_scale + j * args.scale_stride); });
+      unroll<MR>([&](auto i) SVDQ_LAMBDA {
+        const f32x16 x_scale = set1(load_f32(x_scales + 4 * i));
+        unroll<NR>([&](auto j) SVDQ_LAMBDA {
+          const f32x16 product = f32x16{_mm512_cvtepi32_ps(acc[i][j])} * scale[j];
+          sums[i][j] = fma(product, x_scale, sums[i][j]);
+        });
+      });
+    }
     x += 8 * MR;
     w_scale += 16;
   }
   unroll<MR>([&](auto i) SVDQ_LAMBDA {
-    unroll<NR>([&](auto j) SVDQ_LAMBDA { store(args.out + i * args.ldo + j * 16, sums[i][j]); });
+    unroll<NR>([&](auto j) SVDQ_LAMBDA {
+      if constexpr (W::kMultiplies) {
+        store_scaled(args, i, j, {_mm512_cvtepi32_ps(sums[i][j])}, load_f32(x - 4 * (MR - i)));
+      } else {
+        store(args.out + i * args.ldo + j * 16, sums[i][j]);
+      }
+    });
   });
 }
 
@@ -157,11 +192,26 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
   const int8_t* x = args.packed;
   const uint8_t* w = args.w;
   const auto* w_scale = static_cast<const typename W::Scale*>(args.w_scale);
+  alignas(32) int32_t totals[MR][16];  // of a group, or of all of k
+  int32_t* total = totals[0];
+  if constexpr (W::kMultiplies) memset(totals, 0, sizeof totals);
+  const auto total_of = [&](int64_t i) SVDQ_LAMBDA {
+    const __m256i* slots = reinterpret_cast<const __m256i*>(total + i * 16);
+    return f32x16{_mm256_cvtepi32_ps(slots[0]), _mm256_cvtepi32_ps(slots[1])};
+  };
   for (int64_t g = 0; g < args.groups; ++g) {
     const int8_t* minus_sums = x + GROUP * MR;
     const int8_t* x_scales = minus_sums + 4 * MR;
-    alignas(32) int32_t totals[MR][16];
-    int32_t* total = totals[0];
+    // What pairs of products are multiplied with as they are added to int32.
+    __m256i multiplier[2], pair[2] = {ones, ones};
+    if constexpr (W::kMultiplies) {
+      unroll<2>([&](auto j) SVDQ_LAMBDA {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w_scale + 8 * j));
+        multiplier[j] = _mm256_cvtepi8_epi32(bytes);
+        const __m256i low = _mm256_and_si256(multiplier[j], _mm256_set1_epi32(0xffff));
+        pair[j] = _mm256_or_si256(low, _mm256_slli_epi32(multiplier[j], 16));
+      });
+    }
     if (args.prefetch != nullptr) {
       for (int64_t i = 0; i < GROUP * 8; i += 64) {
         __builtin_prefetch(args.prefetch + g * GROUP * 8 + i, 0, 2);
@@ -192,22 +242,34 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
       unroll<MR>([&](auto i) SVDQ_LAMBDA {
         unroll<2>([&](auto j) SVDQ_LAMBDA {
           __m256i* slot = reinterpret_cast<__m256i*>(total + i * 16 + j * 8);
-          const __m256i before =
-              chunk == 0 ? _mm256_set1_epi32(load_i32(minus_sums + 4 * i)) : *slot;
-          *slot = _mm256_add_epi32(before, _mm256_madd_epi16(acc[i][j], ones));
+          __m256i before = *slot;
+          if (chunk == 0) {
+            const __m256i minus_sum = _mm256_set1_epi32(load_i32(minus_sums + 4 * i));
+            if constexpr (W::kMultiplies) {
+              before = _mm256_add_epi32(before, _mm256_mullo_epi32(minus_sum, multiplier[j]));
+            } else {
+              before = minus_sum;
+            }
+          }
+          *slot = _mm256_add_epi32(before, _mm256_madd_epi16(acc[i][j], pair[j]));
         });
       });
     }
-    const f32x16 scale = W::load_scale(w_scale);
-    unroll<MR>([&](auto i) SVDQ_LAMBDA {
-      const __m256i* slots = reinterpret_cast<const __m256i*>(total + i * 16);
-      const f32x16 group_sum = {_mm256_cvtepi32_ps(slots[0]), _mm256_cvtepi32_ps(slots[1])};
-      float* sum = args.out + i * args.ldo;
-      const f32x16 before = args.accumulate || g > 0 ? load(sum) : zero();
-      store(sum, fma(group_sum * scale, set1(load_f32(x_scales + 4 * i)), before));
-    });
+    if constexpr (!W::kMultiplies) {
+      const f32x16 scale = W::load_scale(w_scale);
+      unroll<MR>([&](auto i) SVDQ_LAMBDA {
+        float* sum = args.out + i * args.ldo;
+        const f32x16 before = args.accumulate || g > 0 ? load(sum) : zero();
+        store(sum, fma(total_of(i) * scale, set1(load_f32(x_scales + 4 * i)), before));
+      });
+    }
     x += 8 * MR;
     w_scale += 16;
+  }
+  if constexpr (W::kMultiplies) {
+    unroll<MR>([&](auto i) SVDQ_LAMBDA {
+      store_scaled(args, i, 0, total_of(i), load_f32(x - 4 * (MR - i)));
+    });
   }
 }
 
@@ -234,6 +296,11 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
     const int8_t* x = args.packed;
     const uint8_t* w = args.w + column * 4;
     const auto* w_scale = static_cast<const typename W::Scale*>(args.w_scale);
+    int32_t of_all_k[MR][8] = {};
+    const auto put = [&](int i, int n, int32_t sum, float w, float x_scale, bool onto) {
+      float& to = args.out[i * args.ldo + column + n];
+      to = (onto ? to : 0.0f) + static_cast<float>(sum) * w * x_scale;
+    };
     for (int64_t g = 0; g < args.groups; ++g) {
       const int8_t* minus_sums = x + GROUP * MR;
       const int8_t* x_scales = minus_sums + 4 * MR;
@@ -271,18 +338,31 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
           }
         });
       }
-      float w_scales[16];
-      store(w_scales, W::load_scale(w_scale));
-      for (int i = 0; i < MR; ++i) {
-        float* sums = args.out + i * args.ldo + column;
-        const float x_scale = load_f32(x_scales + 4 * i);
-        for (int n = 0; n < 8; ++n) {
-          const float before = args.accumulate || g > 0 ? sums[n] : 0.0f;
-          sums[n] = before + static_cast<float>(totals[i][n]) * w_scales[column + n] * x_scale;
+      if constexpr (W::kMultiplies) {
+        for (int i = 0; i < MR; ++i) {
+          for (int n = 0; n < 8; ++n) of_all_k[i][n] += totals[i][n] * w_scale[column + n];
+        }
+      } else {
+        float w_scales[16];
+        store(w_scales, W::load_scale(w_scale));
+        for (int i = 0; i < MR; ++i) {
+          const float x_scale = load_f32(x_scales + 4 * i);
+          for (int n = 0; n < 8; ++n) {
+            put(i, n, totals[i][n], w_scales[column + n], x_scale, args.accumulate || g > 0);
+          }
         }
       }
       x += 8 * MR;
       w_scale += 16;
+    }
+    if constexpr (W::kMultiplies) {
+      for (int i = 0; i < MR; ++i) {
+        const float x_scale = load_f32(x - 4 * (MR - i));
+        for (int n = 0; n < 8; ++n) {
+          const float w = bf16_to_f32(args.channel_scale[column + n]);
+          put(i, n, of_all_k[i][n], w, x_scale, args.accumulate);
+        }
+      }
     }
   }
 }
