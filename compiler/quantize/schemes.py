@@ -30,7 +30,7 @@ class Scheme:
     """weight, activation: number formats ("float": not coded; "s4m": s4 times an integer of the group). A weight code
     takes `code_bits`, its group's scale `scale_bytes` and its output channel's, where there are both, `channel_bytes`;
     `group` channels share a scale (None: the recipe's group size). in_features must be a multiple of `alignment`
-    (None: of the group)."""
+    (None: of the group). version: of the quantization that can say it (runtime/FORMAT.md)."""
 
     precision: str
     summary: str
@@ -42,6 +42,7 @@ class Scheme:
     group: int | None
     alignment: int | None = None
     channel_bytes: int = 0
+    version: int = 1
 
     def group_size(self, in_features: int, recipe_group: int) -> int:
         """Input channels that share one weight scale."""
@@ -73,6 +74,7 @@ SCHEMES: dict[str, Scheme] = {
             1,
             None,
             channel_bytes=2,
+            version=2,
         ),
         Scheme("w4a16", "4-bit weights alone", "s4", "float", False, 4, 2, None),
         Scheme("nf4", "NF4 weights alone, the baseline", "nf4", "float", False, 4, 2, 64),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from svdqc.compiler.codegen.columns import WIDEST, column_places
 from svdqc.compiler.codegen.cuda.blocks.parts import bias_text, headers
@@ -14,6 +14,16 @@ from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.targets.cuda import CudaTarget
+
+
+class SharedProduct(Protocol):
+    """A product whose operands pass through shared memory: the header it is in, and how much it needs."""
+
+    @property
+    def header(self) -> str: ...
+
+    def gemm_bytes(self, tile: Tile) -> int: ...
+
 
 ALIGNMENT = 128
 """Of a product's shared memory: swizzled rows and bulk copies."""
@@ -80,7 +90,7 @@ def product_code(
     printer: StatementPrinter,
     params: Params,
     tile: Tile,
-    product: Product,
+    product: SharedProduct,
     out_features: int,
     bias: Any,
     context: dict[str, Any],
