@@ -72,7 +72,9 @@ def linear_coded(
     packed = printer.scratch.take(IntExpr.of(form.scratch_bytes(block.rows, in_features, groups)))
     columns, num_tasks = column_context(program, block, out_features)
     w_pointer = printer.pointer(storages.packed(given.w_codes, form.codes))
-    w_scale = printer.pointer(storages.packed(given.w_scale, form.scales))
+    multiplier = ""
+    if given.w_multiplier is not None:
+        multiplier = printer.pointer(storages.packed(given.w_multiplier, "multiplier_n16"))
     context = {
         "out_features": out_features,
         "in_features": in_features,
@@ -89,15 +91,12 @@ def linear_coded(
         "scale": printer.pointer(storages[given.scale]),
         "low": printer.pointer(storages[given.low]) if rank else "",
         "w": f"reinterpret_cast<const uint8_t*>({w_pointer})",
-        "w_scale": w_scale,
-        "multiplier": "",
+        "w_scale": printer.pointer(storages.packed(given.w_scale, form.scales)),
+        "multiplier": multiplier,
         "lora_up": printer.pointer(storages.packed(given.lora_up, "gemm_n16")) if rank else "",
         **bias_context(printer, given.bias),
         **columns,
     }
-    if given.w_multiplier is not None:
-        packed_multiplier = storages.packed(given.w_multiplier, "multiplier_n16")
-        context["multiplier"] = printer.pointer(packed_multiplier)
     declarations = [declaration, f"void* const packed = scratch + {params.scalar(packed)};"]
     return AnchorCode(
         "cpu/gemm_coded.cpp.j2",
