@@ -132,7 +132,7 @@ def test_w4a8__codes_times_multipliers_are_bytes(
 def test_w4a8__multiples_cost_little(
     name: str, severity: Severity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against a free bf16 scale per group, on tokens unseen: measured 0.999 and 1.010; 1.005 and 1.012 at the published
+    """Against a free bf16 scale per group, on tokens unseen: measured 0.999 and 1.018; 1.005 and 1.012 at the published
     sizes."""
     layer = make_layer(512, 512, severity, seed=1)
     recipe, samples = Recipe(precision="w4a8"), LinearSamples(layer.calibration)

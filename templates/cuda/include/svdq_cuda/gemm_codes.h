@@ -135,6 +135,16 @@ struct S8S4 : Bytes<false> {
   static constexpr int kGroup = GROUP, kMultipliers = GROUP == 32 ? 2 : 1;
 
   SVDQ_INLINE void widen_a(const uint32_t (&raw)[8], uint32_t (&a)[8]) { S8::widen_a(raw, a); }
+  // Of a lane's columns and a block of 64 k, `of_lane` being the first group's. Past the end of k
+  // the last group's: codes and activations are zero there.
+  SVDQ_INLINE void load_multipliers(const int8_t* of_lane, int k, int block,
+                                    uint32_t (&words)[kMultipliers]) {
+    SVDQ_UNROLL
+    for (int i = 0; i < kMultipliers; ++i) {
+      const int group = (block * 64 + 32 * i) / GROUP, last = k / GROUP - 1;
+      words[i] = load_4(of_lane + (group < last ? group : last) * 32);
+    }
+  }
   // Byte j of multipliers is of these columns.
   SVDQ_INLINE void widen_b(const uint32_t (&raw)[2], const uint32_t (&multipliers)[kMultipliers],
                            int j, uint32_t (&b)[4]) {

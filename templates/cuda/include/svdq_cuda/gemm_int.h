@@ -221,17 +221,9 @@ struct IntGemm : Accumulators<Tile> {
       for (int i = 0; i < kLoads; ++i) {
         weights.codes[panel][b][i] = load_16(w[panel] + block * kBlockBytes + i * 512);
       }
-      if constexpr (kMultipliers > 0) load_multipliers(weights.multipliers[panel], panel, block);
-    }
-  }
-
-  // Of a block of 64 k; past the end of k the last group's, for codes and activations of zero.
-  SVDQ_METHOD void load_multipliers(uint32_t (&words)[kMultipliers > 0 ? kMultipliers : 1],
-                                    int panel, int block) {
-    SVDQ_UNROLL
-    for (int i = 0; i < kMultipliers; ++i) {
-      const int group = (block * 64 + 32 * i) / Codes::kGroup, last = k / Codes::kGroup - 1;
-      words[i] = load_4(multipliers[panel] + (group < last ? group : last) * 32);
+      if constexpr (kMultipliers > 0) {
+        Codes::load_multipliers(multipliers[panel], k, block, weights.multipliers[panel]);
+      }
     }
   }
 

@@ -1,18 +1,17 @@
 // gemm_wgmma_s4.h: the product of 8-bit activations and 4-bit weights by Hopper's warpgroups.
 //
-//   y[m, n] = x_scale[m] * w_scale[n] * sum_k x_codes[m, k] * (w_codes[n, k] * multiplier[n, k /
-//   GROUP])
-//             + bias[n] (+ a low-rank branch)
+//   y[m, n] = x_scale[m] * w_scale[n] * sum_k x_codes[m, k] * w[n, k] + bias[n]
+//             (+ a low-rank branch), w[n, k] = w_codes[n, k] * multiplier[n, k / GROUP], an int8
 //
 //   WgmmaGemmS4<Tile, Codes> gemm(shared)   Codes: WgmmaS8S4<GROUP>; Tile: WgmmaTile<M, stages>.
 //                           As WgmmaGemm
 //   add_low_rank(gemm, ...) as that of gemm_low_rank.h
 //
 // The product is computed transposed: weights are the left operand, which wgmma takes from
-// registers, so that they are widened there and never written to shared memory as bytes. Written
-// there and read by both warpgroups they would need more of it than it moves: for 128 columns by
-// 128 k it moves 128 bytes a clock, and 192 rows take 768 clocks of tensor cores, that is 98 KB.
-// Here it reads activations twice (48 KB), and they (24 KB) and the codes (8 KB, twice) pass once.
+// registers. So they are widened there, and never lie in shared memory as bytes, which moves 128
+// bytes a clock: of 128 k of 192 rows by 128 columns 88 KB (activations come once and are read
+// twice, codes come and are read), in 704 of the tensor cores' 768 clocks. With bytes written there
+// and read by both warpgroups, 128 rows by 192 columns move 128 KB, in 1024.
 //
 // A warp has 16 columns, all rows of the tile. While one 64 k are multiplied it widens the next;
 // integer sums are exact while K < 2^17 (127 * 120 each).
