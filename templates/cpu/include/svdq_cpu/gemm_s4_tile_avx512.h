@@ -11,6 +11,10 @@ SVDQ_INLINE void dot_u8_s8(__m512i& acc, __m512i u8, __m512i s8) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u8), "v"(s8));
 }
 
+struct i32x16 {
+  __m512i v;
+};
+
 /* Sums stay in registers beside the integer accumulators, 2 * MR * NR of them. A larger tile would
  * have to store its sums after every group, and on Zen 4 each store of 64 bytes costs as much of
  * the multiplier's time as a vpdpbusd. Conversions, logic and loads ride along free. */
@@ -21,11 +25,11 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
   const uint8_t* w = args.w;
   const auto* w_scale = static_cast<const typename W::Scale*>(args.w_scale);
   const int64_t w_stride = args.w_stride;
-  std::conditional_t<W::kMultiplies, __m512i, f32x16> sums[MR][NR];
+  std::conditional_t<W::kMultiplies, i32x16, f32x16> sums[MR][NR];
   unroll<MR>([&](auto i) SVDQ_LAMBDA {
     unroll<NR>([&](auto j) SVDQ_LAMBDA {
       if constexpr (W::kMultiplies) {
-        sums[i][j] = _mm512_setzero_si512();
+        sums[i][j] = {_mm512_setzero_si512()};
       } else {
         sums[i][j] = args.accumulate ? load(args.out + i * args.ldo + j * 16) : zero();
       }
@@ -73,7 +77,7 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
       unroll<MR>([&](auto i) SVDQ_LAMBDA {
         unroll<NR>([&](auto j) SVDQ_LAMBDA {
           const __m512i product = _mm512_mullo_epi32(acc[i][j], multiplier[j]);
-          sums[i][j] = _mm512_add_epi32(sums[i][j], product);
+          sums[i][j].v = _mm512_add_epi32(sums[i][j].v, product);
         });
       });
     } else {
@@ -95,7 +99,7 @@ SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
     unroll<NR>([&](auto j) SVDQ_LAMBDA {
       if constexpr (W::kMultiplies) {
         add_scaled(args.out + i * args.ldo + j * 16, args.accumulate,
-                   {_mm512_cvtepi32_ps(sums[i][j])}, args.channel_scale + j * 16,
+                   {_mm512_cvtepi32_ps(sums[i][j].v)}, args.channel_scale + j * 16,
                    load_f32(x - 4 * (MR - i)));
       } else {
         store(args.out + i * args.ldo + j * 16, sums[i][j]);
