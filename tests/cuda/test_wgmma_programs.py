@@ -210,11 +210,21 @@ def test_linear_coded__sass_of_a_flux_layer(precision: str) -> None:
     assert not compiler_remarks(lowered.kernels[name], SM_90A)
 
 
-@pytest.mark.parametrize(("n", "columns"), [(3072, 192), (9216, 192), (128, 128), (1152, 192)])
-def test_linear_wgmma_blocks__wide_where_it_fills_the_multiprocessors(n: int, columns: int) -> None:
+@pytest.mark.parametrize(
+    ("precision", "n", "tile"),
+    [
+        *(("fp8", n, "svdq::GemmTile<128, 192, 8, 1, ") for n in (3072, 9216, 1152)),
+        ("fp8", 128, "svdq::GemmTile<128, 128, 8, 1, "),
+        ("w4a8", 3072, "svdq::WgmmaTile<128, "),
+        ("w4a8", 6144, "svdq::WgmmaTile<192, "),
+    ],
+)
+def test_linear_wgmma_blocks__large_where_it_fills_the_multiprocessors(
+    precision: str, n: int, tile: str
+) -> None:
     b = ProgramBuilder()
-    program = b.finish(Linear(Case("fp8", 4608, n, 1024, rank=0), 0).build(b))
+    program = b.finish(Linear(Case(precision, 4608, n, 1024, rank=0), 0).build(b))
     materialize(program)
     lowered = lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(SM_90A))
-    (source,) = [text for text in lowered.kernels.values() if "gemm_wgmma.h" in text]
-    assert f"svdq::GemmTile<128, {columns}, 8, 1, " in source
+    (source,) = [text for text in lowered.kernels.values() if "gemm_wgmma" in text]
+    assert tile in source

@@ -46,11 +46,10 @@ class WarpgroupTile(Tile):
 
 @dataclass(frozen=True)
 class WarpgroupFormat:
-    """gemm       svdq's product, and the header it is in
-    codes      its kind of codes (gemm_wgmma_codes.h); "<group>" follows where they are multiplied
+    """codes      svdq's kind of codes (gemm_wgmma_codes.h); "<group>" follows where they are multiplied
     operation  the tensor-core operation it needs
     w          layout of the weight's codes, w_bits each
-    tiles      the product's
+    gemm       svdq's product of them, the header it is in, and the tiles it has
     """
 
     codes: str
