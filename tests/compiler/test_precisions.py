@@ -151,7 +151,7 @@ def test_compile__says_which_quantization_it_needs(
     """Files without multiplied codes stay readable by what knows none."""
     torch.manual_seed(1)
     given, path = {"input": torch.randn(70, WIDTH)}, tmp_path / "model.svdq"
-    recipe = Recipe(precision=precision, rank=8)
+    recipe = Recipe(precision=precision, rank=8, quantize=("*",))
     svdqc.compile(nn.Linear(WIDTH, 256), given, output=path, target="cpu:portable", recipe=recipe)
     model = svdqc.load(path)
     assert model.describe()["versions"]["quantization"] == version
