@@ -11,7 +11,7 @@
 //
 // All operands in global memory, 16-byte aligned:
 //   x_codes  [rows, K] row-major, 4-bit (two a byte, the low nibble first) or 8-bit; K % 32 == 0
-//   x_scale  [rows, K / GROUP] f32
+//   x_scale  [rows, K / GROUP] f32; GROUP 0: [rows]
 //   w        blocks of 32 columns by 64 k in fragment order (gemm_codes.h), zero padded
 //   w_scale  "scale_mma", [N/32, K / GROUP, 4, 4, 2] bf16: of column 8 j + 2 t + i at [.., t, j, i]
 //   multipliers   "multiplier_mma" (gemm_codes.h) of Codes that have them, else null
@@ -24,9 +24,9 @@
 // Groups come in rising order, onto what the sums began with: the bits equal the CPU's.
 //
 // GROUP 0: one scale for a row of either side, and the sums of all of K are integers until the end
-// (K < 2^17 of 8-bit codes): acc = fma(float(sum) * w_scale, x_scale, acc). Codes
-// that promote (E4M3) are summed in acc every stage and scaled there, so it starts from nothing:
-// bias (add) and branch come after multiply.
+// (K < 2^17 of 8-bit codes): acc = fma(float(sum) * w_scale, x_scale, acc). Codes that promote
+// (E4M3) are summed in acc every stage and scaled there, so it starts from nothing: bias (add) and
+// branch come after multiply.
 #ifndef SVDQ_CUDA_GEMM_INT_H
 #define SVDQ_CUDA_GEMM_INT_H
 
@@ -72,6 +72,7 @@ struct IntGemm : Accumulators<Tile> {
   static constexpr int kLoads = Codes::kB;  // of 16 bytes, for 32 columns by 64 k
   static constexpr int kBlockBytes = kLoads * 512;
   static constexpr bool kPromotes = Codes::kPromotes;
+  static constexpr int kMultipliers = Codes::kMultipliers;
   static_assert(kWhole || !kPromotes, "floats have one scale for a row of either side");
   static_assert(kWhole || GROUP == 32 || GROUP == 64 || GROUP == 128, "group");
   static_assert(BK % kStep == 0, "steps in a stage");
@@ -81,8 +82,8 @@ struct IntGemm : Accumulators<Tile> {
                 "rows of a thread");
   static_assert(GROUP * Codes::kLargest <= 1 << 22, "sums stay in the last places of 1.5 * 2^23");
 
-  static constexpr int kMultipliers = Codes::kMultipliers;
   static_assert(kMultipliers == 0 || kWhole, "multiplied codes need no scale per group");
+
   struct Weights {
     uint4 codes[Tile::kPanels][kBlocks][kLoads];
     uint32_t multipliers[Tile::kPanels][kMultipliers > 0 ? kMultipliers : 1];

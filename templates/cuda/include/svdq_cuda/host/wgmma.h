@@ -101,9 +101,6 @@ inline void wgmma(const char* what, const WgmmaShare<T>& of_thread, const Decode
   });
 }
 
-}  // namespace host
-
-namespace host {
 inline int32_t s8_element(const uint8_t* bytes, int k) { return static_cast<int8_t>(bytes[k]); }
 inline float bf16_element(const uint8_t* bytes, int k) {
   uint16_t bits;
