@@ -235,6 +235,11 @@ def test_gemm_wgmma__integer_sums_are_exact(kernels: HostKernels, kind: str) -> 
     check(kernels, kind, 64, 64, 1024, 0, exact=True, extreme=True)
 
 
+def test_gemm_wgmma__long_sums_stay_integers(kernels: HostKernels) -> None:
+    """The largest there are, 15 times as large as what f32 counts without rounding."""
+    check(kernels, "s8s4_g64", 2, 3, 1 << 14, 0, exact=True, extreme=True)
+
+
 @pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_gemm_wgmma__any_order_of_threads(kernels: HostKernels, kind: str, schedule: int) -> None:
