@@ -78,18 +78,6 @@ KINDS = {
 
 SOME = ["s8_192", "e4m3", "s8s4_g64"]
 """One of each kind of sums."""
-ORDER_SOURCE = """
-#include "svdq_cuda/gemm_tile.h"
-#include "svdq_cuda/kernel.h"
-using Tile = svdq::GemmTile<128, 64, 2, 2, 3, 2>;
-SVDQ_CUDA_KERNEL(tile_order, 32, 0, 0, 1, 2) {
-  const svdq::TileOrder order(static_cast<uint32_t>(args.scalars[0]),
-                              static_cast<uint32_t>(args.scalars[1]));
-  for (uint32_t i = svdq::lane_id(); i < order.tiles; i += 32) {
-    static_cast<svdq::TilePlace*>(args.buffers[0])[i] = order.place<Tile>(i);
-  }
-}
-"""
 
 
 def kernel_text(names: list[str]) -> str:
@@ -236,17 +224,6 @@ def test_gemm_wgmma__several_tiles_a_cta(kernels: HostKernels, kind: str, ctas: 
     """Three by two tiles, fewer steps than stages and more; what copies is ahead of what multiplies."""
     check(kernels, kind, 300, 200, 128, ctas=ctas)
     check(kernels, kind, 300, 200, 704, ctas=ctas, schedule=1)
-
-
-def test_tile_order__every_tile_once() -> None:
-    order = HostKernels({"tile_order": ORDER_SOURCE})
-    for rows, columns in [(1, 1), (1, 5), (11, 3), (12, 2), (13, 4), (36, 7), (25, 1)]:
-        found = np.full((rows * columns, 2), -1, np.int64)
-        order.launch("tile_order", [found], [rows, columns], grid_x=1)
-        wanted = {(128 * row, 64 * column) for row in range(rows) for column in range(columns)}
-        assert {(int(row), int(column)) for row, column in found} == wanted
-        # A band has all columns of at most 12 tiles of rows.
-        assert len(set(found[: 12 * columns, 0])) == min(12, rows)
 
 
 @pytest.mark.parametrize("kind", SOME)

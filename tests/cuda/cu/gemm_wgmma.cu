@@ -16,8 +16,7 @@ SVDQ_INLINE void run(const svdq::KernelArgs<8, 6>& args) {
   const svdq::WgmmaW w{args.buffers[2], static_cast<const uint16_t*>(args.buffers[3]), n,
                        args.scalars[5]};
   const float* const bias = static_cast<const float*>(args.buffers[6]);
-  const svdq::TileOrder order(static_cast<uint32_t>(svdq::ceil_div(m, Tile::BM)),
-                              static_cast<uint32_t>(svdq::ceil_div(n, Tile::BN)));
+  const svdq::TileOrder<Tile::BM, Tile::BN, 2> order(m, n);
   Gemm gemm(svdq::shared_memory());
   gemm.begin();
   if (!gemm.multiplies()) {
@@ -27,7 +26,7 @@ SVDQ_INLINE void run(const svdq::KernelArgs<8, 6>& args) {
   gemm.take();
   SVDQ_NO_UNROLL
   for (uint32_t number = svdq::cta_id(); number < order.tiles; number += svdq::num_ctas()) {
-    const svdq::TilePlace place = order.place<Tile>(number);
+    const svdq::TilePlace place = order.place(number);
     gemm.multiply(k);
     gemm.scale(x, w, place, [&](int64_t c) SVDQ_LAMBDA { return bias[c]; });
     if (rank > 0) {

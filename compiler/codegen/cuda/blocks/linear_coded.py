@@ -108,6 +108,7 @@ def linear_coded(
         **low_rank_context(target, printer, low, lora_up),
     }
     return product_code(
+        target,
         form.template,
         program,
         printer,

@@ -124,6 +124,7 @@ def linear_nvfp4(
         **branch,
     }
     return product_code(
+        target,
         "cuda/gemm_int.cu.j2",
         program,
         printer,

@@ -83,6 +83,7 @@ def linear_s4(
         **low_rank_context(target, printer, low, lora_up),
     }
     return product_code(
+        target,
         "cuda/gemm_int.cu.j2",
         program,
         printer,

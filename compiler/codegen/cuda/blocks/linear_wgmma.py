@@ -157,6 +157,7 @@ def linear_wgmma(
         **low_rank_context(target, printer, low, lora_up),
     }
     code = product_code(
+        target,
         "cuda/gemm_wgmma.cu.j2",
         program,
         printer,

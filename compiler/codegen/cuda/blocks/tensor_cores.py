@@ -7,7 +7,14 @@ from typing import Any
 
 from svdqc.compiler.codegen.columns import WIDEST, column_places
 from svdqc.compiler.codegen.cuda.blocks.parts import bias_text, headers
-from svdqc.compiler.codegen.cuda.tiles import Floats, Product, Tile, rank_tiles
+from svdqc.compiler.codegen.cuda.tiles import (
+    Floats,
+    Product,
+    Tile,
+    band_height,
+    rank_tiles,
+    resident_ctas,
+)
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
@@ -75,6 +82,7 @@ def chosen_tile(block: Block) -> Tile:
 
 
 def product_code(
+    target: CudaTarget,
     template: str,
     program: RowProgram,
     printer: StatementPrinter,
@@ -89,13 +97,14 @@ def product_code(
     gemm_bytes = product.gemm_bytes(tile)
     offset = printer.scratch.take(IntExpr.of(gemm_bytes), ALIGNMENT)
     printer.tile = ("tile", str(tile.ld), "col_begin")
-    column_tasks = -(-out_features // tile.columns)
-    num_rows = program.region.layout.num_rows
+    resident = context.get("min_ctas") or resident_ctas(tile, product, target)
     whole = {
         "tile": tile.cpp,
         "gemm_bytes": gemm_bytes,
         "out_features": out_features,
-        "column_tasks": column_tasks,
+        "band": band_height(
+            target.num_sms * resident, tile.rows * product.x_bits, tile.columns * product.w_bits
+        ),
         "bias": "" if bias is None else bias_text(printer, bias),
         "rank": 0,
         **context,
@@ -104,8 +113,13 @@ def product_code(
     return AnchorCode(
         template,
         whole,
-        num_rows.ceildiv(tile.rows) * column_tasks,
-        headers(program, product.header, *files),
+        num_tiles(program, tile.rows, tile.columns, out_features),
+        headers(program, product.header, "tile_order.h", *files),
         [],
         [f"char* const gemm_memory = scratch + {params.scalar(offset)};"],
     )
+
+
+def num_tiles(program: RowProgram, rows: int, columns: int, out_features: int) -> IntExpr:
+    """How many tiles of so many rows and columns the region's result has."""
+    return program.region.layout.num_rows.ceildiv(rows) * -(-out_features // columns)

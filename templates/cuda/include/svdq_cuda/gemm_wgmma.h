@@ -4,7 +4,8 @@
 //             (+ a low-rank branch, by the caller); where weights are scaled by group, w_scale[n,
 //             g] times the sum of each
 //
-// A CTA computes one tile after another: numbers cta_id(), cta_id() + num_ctas(), ... of TileOrder.
+// A CTA computes one tile after another: numbers cta_id(), cta_id() + num_ctas(), ... of
+// an `order`, a TileOrder.
 //
 //   WgmmaGemm<Tile, Codes> gemm(shared)   Codes: gemm_wgmma_codes.h; Tile: GemmTile<128, N, 8, 1,
 //                           stages, 1>, N 128 or 192. kThreads; kSharedBytes, aligned to 128
@@ -32,6 +33,7 @@
 #include "svdq_cuda/barrier.h"
 #include "svdq_cuda/gemm_tile.h"
 #include "svdq_cuda/gemm_wgmma_codes.h"
+#include "svdq_cuda/tile_order.h"
 
 namespace svdq {
 
@@ -101,7 +103,8 @@ struct WgmmaGemm : Accumulators<Tile_> {
 
   SVDQ_METHOD void take() { take_registers<kRegisters>(); }
 
-  SVDQ_METHOD void feed(const WgmmaX& x, const WgmmaW& w, const TileOrder& order) {
+  template <class Order>
+  SVDQ_METHOD void feed(const WgmmaX& x, const WgmmaW& w, const Order& order) {
     give_registers<Codes::kFeeders>();
     const int steps = static_cast<int>(ceil_div(x.k, kBk));
     if (thread_id() < kConsumers + 32) {
@@ -239,13 +242,14 @@ struct WgmmaGemm : Accumulators<Tile_> {
 
   // The copying warp. Activations of a step are announced when the copies of kLag later ones are
   // under way; one stage more is what the warpgroups multiply, and one what they multiplied last.
-  SVDQ_METHOD void copy(int steps, const WgmmaX& x, const WgmmaW& w, const TileOrder& order) {
+  template <class Order>
+  SVDQ_METHOD void copy(int steps, const WgmmaX& x, const WgmmaW& w, const Order& order) {
     const int64_t scales_of_tile = round_up(w.groups, 4) * Tile::BN * 2;
     Place announced;
     int ahead = 0;
     SVDQ_NO_UNROLL
     for (uint32_t tile = cta_id(); tile < order.tiles; tile += num_ctas()) {
-      const TilePlace place = order.place<Tile>(tile);
+      const TilePlace place = order.place(tile);
       const char* const codes = static_cast<const char*>(x.codes) + place.row * x.k;
       const char* weights = weights_of_lane(w, place.column, steps);
       const char* scales =
