@@ -49,7 +49,7 @@ Place = tuple[int, int]
 
 
 def wave(target: CudaTarget, kind: Product) -> tuple[Tile, int, int, int]:
-    """For FLUX's widest linear: the tile, how many a GPU computes at a time, bits that a row and a column of them read
+    """For q, k and v of FLUX.1-dev: the tile, how many a GPU computes at a time, bits that a row and a column of them read
     for each k."""
     tile = choose_tile(target, kind, *FLUX)
     ctas = target.num_sms * resident_ctas(tile, kind, target)

@@ -80,10 +80,9 @@ def of_tile(
     first = first if place.block == 1 else f"{first} / {place.block}u"
     first = first if place.first == 0 else f"{first} - {place.first}u"
     lines.append(f"const uint32_t place = {first} + block;")
-    begin, end = place.first * place.block, (place.num_blocks + place.first) * place.block
-    whole = begin == 0 and width is not None and end.lower() >= width
+    condition = presence(params, place, width)
     outside = []
-    if not (whole and width is not None and width % columns == 0):
+    if condition or width is None or width % columns:
         outside.append(f"place >= {unsigned(params, place.num_blocks)}")
     if width is None:
         outside.append(f"col_begin + block * {place.block}u >= col_end")
@@ -95,7 +94,13 @@ def of_tile(
         extent = unsigned(params, size)
         lines.append(f"const int64_t {i} = {rest if last else f'{rest} % {extent}'};")
         rest = f"{rest} / {extent}"
-    condition = ""
-    if not whole:  # a slice of the columns, which this tile may have none of
-        condition = f"col_end > {begin} && col_begin < {params.scalar(end)}"
     return Elements(str(blocks * elements), lines, condition)
+
+
+def presence(params: Params, place: Place, width: int | None) -> str:
+    """The condition that a tile has something of a value: a slice of the anchor's columns, it may have none of. ""
+    where the value has all of them; width as of_tile's."""
+    begin, end = place.columns
+    if begin == 0 and width is not None and end.lower() >= width:
+        return ""
+    return f"col_end > {begin} && col_begin < {params.scalar(end)}"

@@ -14,7 +14,14 @@ from itertools import product
 from torch.fx import Node
 
 from svdqc.compiler.codegen.columns import Place, column_places
-from svdqc.compiler.codegen.cuda.elements import Elements, of_rows, of_tile, split, unsigned
+from svdqc.compiler.codegen.cuda.elements import (
+    Elements,
+    of_rows,
+    of_tile,
+    presence,
+    split,
+    unsigned,
+)
 from svdqc.compiler.codegen.cuda.quantizers import part_of, quantizer
 from svdqc.compiler.codegen.cuda.tile_quantize import quantize_tile
 from svdqc.compiler.codegen.memory import Memory
@@ -193,12 +200,22 @@ class CudaStatements(StatementPrinter):
 
     def _enumerated(self, loops: Sequence[Loop]) -> Elements:
         """What the CTA has of the statement's value."""
-        place, anchor = self._place, self.program.region.anchor
-        if place is None or anchor is None:
+        place = self._place
+        if place is None:
             return of_rows(self.params, loops)
-        width = self.program.region.layout.inner_elements(anchor).as_int()
-        width = None if num_groups(anchor) > 1 else width
-        return of_tile(self.params, place, loops, self.block.columns, width)
+        return of_tile(self.params, place, loops, self.block.columns, self._anchor_width)
+
+    @property
+    def _anchor_width(self) -> int | None:
+        """Of the anchor's columns, if tiles cut them evenly."""
+        anchor = self.program.region.anchor
+        if anchor is None or num_groups(anchor) > 1:
+            return None
+        return self.program.region.layout.inner_elements(anchor).as_int()
+
+    def presence(self, place: Place) -> str:
+        """The condition that the tile has something of a value; "": it has."""
+        return presence(self.params, place, self._anchor_width)
 
     def _thread_loop(self, name: str, count: str) -> list[str]:
         return [
