@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from svdqc.compiler.codegen.columns import Place
+from svdqc.compiler.codegen.ops.anchors import num_groups
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import Loop
+from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.ir.intexpr import prod
 
 
@@ -55,12 +57,11 @@ def of_rows(params: Params, loops: Sequence[Loop]) -> Elements:
 
 
 def of_tile(
-    params: Params, place: Place, loops: Sequence[Loop], columns: int, width: int | None
+    params: Params, place: Place, loops: Sequence[Loop], columns: int, region: Region
 ) -> Elements:
     """What a tile of so many columns, from col_begin, has of a value; `block` is its block within the tile.
 
     loops  those of the value's that are still to be found: an unrolled one is not
-    width  of the anchor, if tiles cut it evenly; None: a tile may end at any multiple of the block
     """
     names = {str(i) for i, _ in loops}
     within = [loop for loop in reversed(place.within) if str(loop[0]) in names]
@@ -80,7 +81,7 @@ def of_tile(
     first = first if place.block == 1 else f"{first} / {place.block}u"
     first = first if place.first == 0 else f"{first} - {place.first}u"
     lines.append(f"const uint32_t place = {first} + block;")
-    condition = presence(params, place, width)
+    condition, width = presence(params, place, region), _tiled_width(region)
     outside = []
     if condition or width is None or width % columns:
         outside.append(f"place >= {unsigned(params, place.num_blocks)}")
@@ -97,10 +98,18 @@ def of_tile(
     return Elements(str(blocks * elements), lines, condition)
 
 
-def presence(params: Params, place: Place, width: int | None) -> str:
+def presence(params: Params, place: Place, region: Region) -> str:
     """The condition that a tile has something of a value: a slice of the anchor's columns, it may have none of. ""
-    where the value has all of them; width as of_tile's."""
+    where the value has all of them."""
     begin, end = place.columns
+    width = _tiled_width(region)
     if begin == 0 and width is not None and end.lower() >= width:
         return ""
     return f"col_end > {begin} && col_begin < {params.scalar(end)}"
+
+
+def _tiled_width(region: Region) -> int | None:
+    """Columns of the anchor, if tiles cut them evenly; None: a tile may end at any multiple of a block."""
+    if region.anchor is None or num_groups(region.anchor) > 1:
+        return None
+    return region.layout.inner_elements(region.anchor).as_int()

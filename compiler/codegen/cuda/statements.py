@@ -14,18 +14,10 @@ from itertools import product
 from torch.fx import Node
 
 from svdqc.compiler.codegen.columns import Place, column_places
-from svdqc.compiler.codegen.cuda.elements import (
-    Elements,
-    of_rows,
-    of_tile,
-    presence,
-    split,
-    unsigned,
-)
+from svdqc.compiler.codegen.cuda.elements import Elements, of_rows, of_tile, split, unsigned
 from svdqc.compiler.codegen.cuda.quantizers import part_of, quantizer
 from svdqc.compiler.codegen.cuda.tile_quantize import quantize_tile
 from svdqc.compiler.codegen.memory import Memory
-from svdqc.compiler.codegen.ops.anchors import num_groups
 from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.codegen.printing.expressions import value_type
@@ -203,19 +195,7 @@ class CudaStatements(StatementPrinter):
         place = self._place
         if place is None:
             return of_rows(self.params, loops)
-        return of_tile(self.params, place, loops, self.block.columns, self._anchor_width)
-
-    @property
-    def _anchor_width(self) -> int | None:
-        """Of the anchor's columns, if tiles cut them evenly."""
-        anchor = self.program.region.anchor
-        if anchor is None or num_groups(anchor) > 1:
-            return None
-        return self.program.region.layout.inner_elements(anchor).as_int()
-
-    def presence(self, place: Place) -> str:
-        """The condition that the tile has something of a value; "": it has."""
-        return presence(self.params, place, self._anchor_width)
+        return of_tile(self.params, place, loops, self.block.columns, self.program.region)
 
     def _thread_loop(self, name: str, count: str) -> list[str]:
         return [

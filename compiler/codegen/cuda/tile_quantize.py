@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from svdqc.compiler.codegen.columns import Place
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import STORED
+from svdqc.compiler.codegen.cuda.elements import presence
 from svdqc.compiler.codegen.cuda.quantizers import quantizer
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.printing.expressions import BodyPrinter
@@ -30,7 +31,7 @@ def quantize_tile(printer: CudaStatements, statement: Quantize, place: Place) ->
     codes = printer.item_pointer(node, 0, coder.code_bytes)
     scale = printer.item_pointer(node, 1, coder.scales)
     smooth = printer.pointer(printer.storages[inv_smooth])
-    present = printer.presence(place)
+    present = presence(printer.params, place, program.region)
     lines = [
         *_span(place, sliced=bool(present)),
         f"float* const x_hat = {tile} + (first - col_begin);",

@@ -275,15 +275,18 @@ def resident_ctas(tile: Tile, product: Product, target: CudaTarget) -> int:
     return target.max_ctas(tile.threads, product.gemm_bytes(tile), tile.registers)
 
 
-def band_height(ctas: int, rows: int, columns: int) -> int:
+def band_height(ctas: int, rows: int, columns: int, column_tiles: int) -> int:
     """Row tiles of a band (tile_order.h), of which the GPU computes `ctas` tiles at a time: those of h rows of tiles,
-    ctas / h columns of them. The best h reads least, about as much of rows as of columns.
+    ctas / h columns of them. The best h reads least, about as much of rows as of columns. But a band shall hold two
+    such waves, for a wave that lies in two bands reads the rows of both; else tiles are computed row by row.
 
     rows, columns  what a row and a column of tiles read, in any unit
+    column_tiles   how many columns of tiles the result has
     """
     # h * rows = ctas / h * columns
     low = max(1, isqrt(ctas * columns // rows))
-    return min(low, low + 1, key=lambda h: h * rows + ctas / h * columns)
+    best = min(low, low + 1, key=lambda h: h * rows + ctas / h * columns)
+    return best if best * column_tiles >= 2 * ctas else 1
 
 
 def choose_tile(

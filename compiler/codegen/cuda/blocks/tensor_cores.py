@@ -97,13 +97,17 @@ def product_code(
     gemm_bytes = product.gemm_bytes(tile)
     offset = printer.scratch.take(IntExpr.of(gemm_bytes), ALIGNMENT)
     printer.tile = ("tile", str(tile.ld), "col_begin")
+    column_tiles = -(-out_features // tile.columns)
     resident = context.get("min_ctas") or resident_ctas(tile, product, target)
     whole = {
         "tile": tile.cpp,
         "gemm_bytes": gemm_bytes,
         "out_features": out_features,
         "band": band_height(
-            target.num_sms * resident, tile.rows * product.x_bits, tile.columns * product.w_bits
+            target.num_sms * resident,
+            tile.rows * product.x_bits,
+            tile.columns * product.w_bits,
+            column_tiles,
         ),
         "bias": "" if bias is None else bias_text(printer, bias),
         "rank": 0,
@@ -113,13 +117,8 @@ def product_code(
     return AnchorCode(
         template,
         whole,
-        num_tiles(program, tile.rows, tile.columns, out_features),
+        program.region.layout.num_rows.ceildiv(tile.rows) * column_tiles,
         headers(program, product.header, "tile_order.h", *files),
         [],
         [f"char* const gemm_memory = scratch + {params.scalar(offset)};"],
     )
-
-
-def num_tiles(program: RowProgram, rows: int, columns: int, out_features: int) -> IntExpr:
-    """How many tiles of so many rows and columns the region's result has."""
-    return program.region.layout.num_rows.ceildiv(rows) * -(-out_features // columns)

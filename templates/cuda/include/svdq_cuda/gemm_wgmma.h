@@ -280,6 +280,8 @@ struct WgmmaGemm : Accumulators<Tile_> {
   }
 
   // 128 k of a tile's rows. Eight lanes copy from eight rows, so that they write different banks.
+  // Where nothing is copied `from` stands for an address: one that all lanes share would be held in
+  // a register for each copy.
   SVDQ_METHOD void copy_rows(const char* codes, int64_t rows, int64_t whole_k, int64_t k) {
     const int lane = static_cast<int>(lane_id()), row = lane % 8, part = lane / 8;
     const char* const from = codes + row * whole_k + k + part * 16;
@@ -290,7 +292,7 @@ struct WgmmaGemm : Accumulators<Tile_> {
       for (int half = 0; half < 2; ++half) {
         const bool valid = i * 8 + row < rows && k + half * 64 + part * 16 < whole_k;
         cp_async_16(to + i * kRow8 + half * 4 * kCore,
-                    valid ? from + i * 8 * whole_k + half * 64 : codes, valid);
+                    valid ? from + i * 8 * whole_k + half * 64 : from, valid);
       }
     }
   }

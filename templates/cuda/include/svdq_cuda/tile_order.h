@@ -4,10 +4,9 @@
 //     tiles                                  how many there are
 //     place(number)                          where a tile begins; number < tiles
 //
-// Down bands of at most BAND tiles, column by column: the tiles that a GPU computes at a time are
-// then neighbours in both directions, and share the rows and columns that they read in the
-// second-level cache (codegen/cuda/tiles.py says how high a band is best). Bands are as even as
-// they can be.
+// Down bands of BAND tiles, column by column: the tiles that a GPU computes at a time are then
+// neighbours in both directions, and share the rows and columns that they read in the second-level
+// cache (codegen/cuda/tiles.py says how high a band is best).
 #ifndef SVDQ_CUDA_TILE_ORDER_H
 #define SVDQ_CUDA_TILE_ORDER_H
 
@@ -21,23 +20,19 @@ struct TilePlace {
 
 template <int BM, int BN, int BAND>
 struct TileOrder {
-  uint32_t row_tiles, column_tiles, tiles, band;
+  uint32_t row_tiles, column_tiles, tiles;
 
   SVDQ_METHOD TileOrder(int64_t rows, int64_t columns)
       : row_tiles(static_cast<uint32_t>(ceil_div(rows, BM))),
         column_tiles(static_cast<uint32_t>(ceil_div(columns, BN))),
-        tiles(row_tiles * column_tiles),
-        band(divided_up(row_tiles, divided_up(row_tiles, BAND))) {}
+        tiles(row_tiles * column_tiles) {}
 
   SVDQ_METHOD TilePlace place(uint32_t number) const {
-    const uint32_t in_band = band * column_tiles, first = number / in_band * band;
-    const uint32_t left = row_tiles - first, height = left < band ? left : band;
+    const uint32_t in_band = BAND * column_tiles, first = number / in_band * BAND;
+    const uint32_t left = row_tiles - first, height = left < BAND ? left : BAND;
     const uint32_t at = number % in_band, column = at / height;
     return {int64_t{first + at % height} * BM, int64_t{column} * BN};
   }
-
- private:
-  SVDQ_METHOD static uint32_t divided_up(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 };
 
 }  // namespace svdq
