@@ -10,7 +10,7 @@
 #ifndef SVDQ_CUDA_TILE_ORDER_H
 #define SVDQ_CUDA_TILE_ORDER_H
 
-#include "svdq_cuda/base.h"
+#include "svdq_cuda/intrinsics.h"
 
 namespace svdq {
 
@@ -30,8 +30,8 @@ struct TileOrder {
   SVDQ_METHOD TilePlace place(uint32_t number) const {
     const uint32_t in_band = BAND * column_tiles, first = number / in_band * BAND;
     const uint32_t left = row_tiles - first, height = left < BAND ? left : BAND;
-    const uint32_t at = number % in_band, column = at / height;
-    return {int64_t{first + at % height} * BM, int64_t{column} * BN};
+    const uint32_t at = number % in_band, column = divide(at, height);
+    return {int64_t{first + at - column * height} * BM, int64_t{column} * BN};
   }
 };
 
