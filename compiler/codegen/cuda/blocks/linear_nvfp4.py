@@ -31,8 +31,6 @@ BARRIER_BYTES = 128
 CTAS = 2
 """Of an SM, where they fit: one multiplies while the other makes its first sums or stores its last. A branch in f32 has
 not the registers for it."""
-
-
 BOUND_REGISTERS = 128
 """Of a thread, where CTAS fit."""
 
