@@ -32,9 +32,9 @@ class Elements:
         return [f"if ({self.condition}) {{", *(f"  {line}" for line in lines), "}"]
 
 
-def unsigned(params: Params, size: object, force: bool = False) -> str:
+def unsigned(params: Params, size: object) -> str:
     """A size as 32 bits."""
-    text = params.scalar(size, force=force)  # type: ignore[arg-type]
+    text = params.scalar(size)  # type: ignore[arg-type]
     return f"{text}u" if text.isdigit() else f"static_cast<uint32_t>({text})"
 
 

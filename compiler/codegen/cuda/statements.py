@@ -138,10 +138,7 @@ class CudaStatements(StatementPrinter):
         return "static_cast<uint32_t>(row_begin + r)"
 
     def row_size(self, size: IntExpr) -> str:
-        return self._unsigned(size, force=True)
-
-    def _unsigned(self, size: IntExpr, force: bool = False) -> str:
-        return unsigned(self.params, size, force)
+        return f"static_cast<uint32_t>({self.params.rows(size)})"
 
     # ---- loops
 
@@ -315,7 +312,7 @@ class CudaStatements(StatementPrinter):
     def gather(self, source: Node, name: str, stride: str, lead: Index | None = None) -> list[str]:
         lines, text, width = self.gathered_value(source, lead, "")
         body = [*lines, f"{name}[r * {stride} + ik] = {text};"]
-        extent = self._unsigned(width)
+        extent = unsigned(self.params, width)
         head = [f"const int64_t ik = e % {extent};", f"const int64_t r = e / {extent};"]
         return [
             *self._thread_loop("e", f"rows * {self.params.scalar(width)}"),

@@ -21,7 +21,9 @@ SVDQ_INLINE void run(const svdq::KernelArgs<8, 6>& args) {
   Gemm gemm(svdq::shared_memory());
   gemm.begin();
   if (!gemm.multiplies()) {
-    gemm.feed(x, w, order);
+    gemm.feed(order.tiles, k, [&](uint32_t number) SVDQ_LAMBDA -> svdq::WgmmaSource {
+      return {x, w, order.place<Tile>(number)};
+    });
     return;
   }
   gemm.take();

@@ -86,7 +86,7 @@ def linear_coded(
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
-    if runs_on_warpgroups(program, target):
+    if block.helpers:
         return linear_wgmma(target, program, printer, params, block)
     if is_nvfp4(program):
         return linear_nvfp4(target, program, printer, params, block)

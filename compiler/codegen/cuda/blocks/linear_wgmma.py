@@ -19,7 +19,6 @@ from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
-from svdqc.compiler.ir.intexpr import minimum
 from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.targets.cuda import CudaTarget
 
@@ -167,5 +166,5 @@ def linear_wgmma(
         bias,
         context,
     )
-    # A CTA for each multiprocessor, to compute one tile after another.
-    return replace(code, num_tasks=minimum(code.num_tasks, target.num_sms))
+    # One for each multiprocessor.
+    return replace(code, most_ctas=target.num_sms)

@@ -4,13 +4,14 @@
 //             (+ a low-rank branch, by the caller); where weights are scaled by group, w_scale[n,
 //             g] times the sum of each
 //
-// A CTA computes one tile after another: numbers cta_id(), cta_id() + num_ctas(), ... of TileOrder.
+// A CTA computes one tile after another: numbers cta_id(), cta_id() + num_ctas(), ... below
+// `tiles`. They may be tiles of several products of one k, each with its own operands (group.h).
 //
 //   WgmmaGemm<Tile, Codes> gemm(shared)   Codes: gemm_wgmma_codes.h; Tile: GemmTile<128, N, 8, 1,
 //                           stages, 1>, N 128 or 192. kThreads; kSharedBytes, aligned to 128
 //   gemm.begin()            all threads
 //   gemm.multiplies()       whether this thread holds sums. The others call
-//   gemm.feed(x, w, order)  for all tiles; these
+//   gemm.feed(tiles, k, source_of)  for all tiles; source_of(number) is its WgmmaSource; these
 //   gemm.take()             once, and for each tile:
 //   gemm.multiply(k)
 //   gemm.scale(x, w, place, bias)   sums become results
@@ -46,6 +47,13 @@ struct WgmmaW {
   const uint16_t* scale;  // bf16 [columns]; by group: "scale_wgmma"
   int64_t columns;
   int64_t groups;  // of k, if scaled by group
+};
+
+// What a tile is computed from.
+struct WgmmaSource {
+  WgmmaX x;
+  WgmmaW w;
+  TilePlace place;
 };
 
 template <class Tile_, class Codes>
@@ -101,13 +109,14 @@ struct WgmmaGemm : Accumulators<Tile_> {
 
   SVDQ_METHOD void take() { take_registers<kRegisters>(); }
 
-  SVDQ_METHOD void feed(const WgmmaX& x, const WgmmaW& w, const TileOrder& order) {
+  template <class SourceOf>
+  SVDQ_METHOD void feed(uint32_t tiles, int64_t k, const SourceOf& source_of) {
     give_registers<Codes::kFeeders>();
-    const int steps = static_cast<int>(ceil_div(x.k, kBk));
+    const int steps = static_cast<int>(ceil_div(k, kBk));
     if (thread_id() < kConsumers + 32) {
-      copy(steps, x, w, order);
+      copy(tiles, steps, source_of);
     } else if constexpr (kByGroup) {
-      for (uint32_t tile = cta_id(); tile < order.tiles; tile += num_ctas()) widen(steps);
+      for (uint32_t tile = cta_id(); tile < tiles; tile += num_ctas()) widen(steps);
     }
   }
 
@@ -239,13 +248,14 @@ struct WgmmaGemm : Accumulators<Tile_> {
 
   // The copying warp. Activations of a step are announced when the copies of kLag later ones are
   // under way; one stage more is what the warpgroups multiply, and one what they multiplied last.
-  SVDQ_METHOD void copy(int steps, const WgmmaX& x, const WgmmaW& w, const TileOrder& order) {
-    const int64_t scales_of_tile = round_up(w.groups, 4) * Tile::BN * 2;
+  template <class SourceOf>
+  SVDQ_METHOD void copy(uint32_t tiles, int steps, const SourceOf& source_of) {
     Place announced;
     int ahead = 0;
     SVDQ_NO_UNROLL
-    for (uint32_t tile = cta_id(); tile < order.tiles; tile += num_ctas()) {
-      const TilePlace place = order.place<Tile>(tile);
+    for (uint32_t tile = cta_id(); tile < tiles; tile += num_ctas()) {
+      const auto [x, w, place] = source_of(tile);
+      const int64_t scales_of_tile = round_up(w.groups, 4) * Tile::BN * 2;
       const char* const codes = static_cast<const char*>(x.codes) + place.row * x.k;
       const char* weights = weights_of_lane(w, place.column, steps);
       const char* scales =
