@@ -76,7 +76,8 @@ def test_gate_and_value_in_one_kernel() -> None:
     model, x = Gated().eval(), torch.randn(2, 33, K)
     program = canonical(model, {"x": x}).program
     lowered = lower(program, plan_regions(program, SM_80), backend=backend_of(SM_80))
-    names = [[str(n.target).split(".")[1] for n in region.nodes] for region in lowered.regions]
+    regions = [region for launch in lowered.launches for region in launch]
+    names = [[str(n.target).split(".")[1] for n in region.nodes] for region in regions]
     assert sum("mul" in ops and "linear" in ops for ops in names) == 3, names
     assert len(names) == 3 + 2 + 2, names
     run = PlanRunner(program, lowered)
@@ -103,7 +104,7 @@ def test_gate_and_value__int4() -> None:
     svdquant(found.program, groups, {}, {group.name: Recipe(**recipe) for group in groups})
     [wanted] = found.program.run({"x": x})
     lowered = lower(found.program, plan_regions(found.program, SM_80), backend=backend_of(SM_80))
-    assert [len(region.nodes) for region in lowered.regions] == [1, 4]
+    assert [[len(region.nodes) for region in launch] for launch in lowered.launches] == [[1], [4]]
     [result] = PlanRunner(found.program, lowered)({"x": x}).values()
     # Equal codes; a branch in 16-bit products, a tenth of the result at most.
     torch.testing.assert_close(result, wanted, rtol=0.0, atol=2e-5 * float(wanted.abs().max()))
