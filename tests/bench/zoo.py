@@ -119,7 +119,10 @@ def examine(case: Case, depth: str) -> Row:
     except SvdqcError as error:
         row.verdict, row.reason = "refused", " ".join(str(error).split())
     except Exception as error:
-        row.verdict, row.reason = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        row.verdict, row.reason = (
+            "failed",
+            f"{type(error).__name__}: {' '.join(str(error).split())}",
+        )
     row.seconds = time.monotonic() - start
     return row
 
@@ -132,7 +135,7 @@ def examine_model(
     row.errors["graph"] = worst(program.run(flatten_inputs(inputs)), wanted)
     if depth == "canonical":
         return
-    targets = parse_targets(",".join(("native", *GPU_TARGETS)), cpu_features(), lambda: [])
+    targets = parse_targets(",".join(("native", *GPU_TARGETS)), cpu_features(), list)
     lower_families(program, targets, Dump(None), Stages(None))
     if depth == "plan":
         return
