@@ -256,6 +256,13 @@ def products() -> Iterator[Case]:
     yield Case("attention__bias", lambda q, m: attend(q, q, q, m), (q, floats(6, 6)))
     yield Case("attention__causal", lambda q: attend(q, q, q, is_causal=True), (q,))
     yield Case("attention__grouped", lambda q, kv: attend(q, kv, kv, enable_gqa=True), (q, kv))
+    # Both sides are one value, but never the same element of it.
+    yield Case("pairs__transposed", lambda x: (x.exp() + x.exp().T).sum(0), (floats(5, 5),))
+    yield Case(
+        "pairs__of_an_axis",
+        lambda x: (x.exp()[:, :, None] < x.exp()[:, None, :]).sum(-1),
+        (floats(3, 7),),
+    )
     yield Case("matmul__f64", lambda x: x @ x.mT, (floats(3, 5, dtype=F64),))
     yield Case("one_hot", lambda i: F.one_hot(i, 7), (ints(3, 4, low=0, high=7),))
     yield Case("gather__i32", lambda x, i: x[i], (floats(5, 2), ints(4, low=0, high=5, dtype=I32)))
