@@ -75,9 +75,7 @@ def _export(
 class _DataIsAnAlias(TorchFunctionMode):
     """`x.data` is `x.detach()`: tracing takes the former for a new constant, and loses what is written to it."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
             return args[0].detach()
         return func(*args, **(kwargs or {}))

@@ -281,7 +281,7 @@ def _pad(rw: Rewriter, node: Node) -> Node | None:
     if mode == "constant":
         return rw.call(aten.constant_pad_nd.default, x, pad, argument(node, 3, "value") or 0)
     rank = len(_shape(x))  # type: ignore[arg-type]
-    result: Any = x
+    result: Node = operands(node)[0]
     for pair in range(len(pad) // 2):
         axis, before, after = rank - 1 - pair, pad[2 * pair], pad[2 * pair + 1]
         size = _shape(x)[axis]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""layer_norm, rms_norm, group_norm, instance_norm, batch_norm, softmax, variances → means, exponentials, pointwise ops."""
+"""layer_norm, rms_norm, group_norm, instance_norm, batch_norm, softmax, variances → means and pointwise ops."""
 
 from __future__ import annotations
 

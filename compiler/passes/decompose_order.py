@@ -103,7 +103,7 @@ def _running(rw: Rewriter, node: Node) -> Node | None:
 def _vector_norm(rw: Rewriter, node: Node) -> Node | None:
     """(Σ |x|ᵖ)^(1/p), and its limits for ∞ and -∞."""
     x: Any = node.args[0]
-    order = node.args[1] if len(node.args) > 1 else node.kwargs.get("ord", 2)
+    order: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("ord", 2)
     axes: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
     keepdim = bool(node.args[3] if len(node.args) > 3 else node.kwargs.get("keepdim", False))
     axes = list(range(x.meta["val"].dim())) if axes is None else list(axes)

@@ -18,7 +18,7 @@ from svdqc.compiler.passes.decompose_order import MOST_PAIRED, largest, position
 def _sort(rw: Rewriter, node: Node) -> Node | None:
     """sort(x, dim, descending) → (gather(x, order), order)."""
     stable = node.target is aten.sort.stable
-    axis = node.kwargs.get("dim", -1) if stable else argument(node, 1, "dim", -1)
+    axis: Any = node.kwargs.get("dim", -1) if stable else argument(node, 1, "dim", -1)
     descending = argument(node, 3 if stable else 2, "descending", False)
     return _ordered(rw, node, axis, bool(descending), None)
 

@@ -21,14 +21,16 @@ def _adaptive_maximum(rw: Rewriter, node: Node) -> Node | None:
     if any(item.args[1] != 0 for item in node.users):
         return None
     result = _adaptive(rw, node, maximum=True)
-    for item in list(node.users) if result is not None else []:
-        rw.replace(item, result)
+    if result is not None:
+        for item in list(node.users):
+            rw.replace(item, result)
     return None
 
 
 def _adaptive(rw: Rewriter, node: Node, maximum: bool) -> Node | None:
-    """Axis by axis: window i of n out of `size` elements begins at ⌊i · size / n⌋ and ends before ⌈(i + 1) · size / n⌉."""
-    x, counts = operands(node)[:2]
+    """Axis by axis: window i of n elements out of m begins at ⌊i · m / n⌋ and ends before ⌈(i + 1) · m / n⌉."""
+    x: Node = operands(node)[0]
+    counts: Any = operands(node)[1]
     first = x.meta["val"].dim() - len(counts)
     for axis, count in enumerate(counts, first):
         size = x.meta["val"].shape[axis]

@@ -12,7 +12,10 @@ from tests.compiler.programs import canonical, run_compiled
 from torch import Tensor, nn
 
 import svdqc
+from svdqc.compiler.codegen.ops import OPS
 from svdqc.compiler.ir.program import Program
+from svdqc.compiler.passes.decompose import RULES
+from svdqc.frontends.decompositions import PRESERVED
 from svdqc.frontends.spec import walk
 
 FLOAT_ULPS = 64
@@ -58,6 +61,12 @@ def test_decompositions(family: str, tmp_path: Path) -> None:
     program, inputs, wanted = program_of(cases)
     assert_same(program.run(inputs), wanted)
     assert_same(run_compiled(program, inputs, tmp_path / "cases.svdq"), wanted)
+
+
+def test_preserved_ops__each_has_a_rule() -> None:
+    """What the frontend keeps whole is an op with kernels, or is decomposed here."""
+    known = {*OPS, *map(str, RULES)}
+    assert not [str(op) for op in PRESERVED if str(op) not in known]
 
 
 class Routed(nn.Module):
