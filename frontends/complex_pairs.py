@@ -157,6 +157,16 @@ def _polar(pairs: _Pairs, node: Node) -> Node:
     return pairs.join(node, real, pairs.call(node, aten.mul.Tensor, radius, sine))
 
 
+def _full(pairs: _Pairs, node: Node) -> Node:
+    value: Any = node.args[1]
+    dtype = node.meta["val"].dtype.to_real()
+    parts = (complex(value).real, complex(value).imag)
+    real, imag = (
+        pairs.call(node, aten.full.default, node.args[0], part, dtype=dtype) for part in parts
+    )
+    return pairs.join(node, real, imag)
+
+
 def _complex(pairs: _Pairs, node: Node) -> Node:
     return pairs.join(node, node.args[0], node.args[1])  # type: ignore[arg-type]
 
@@ -227,6 +237,7 @@ RULES: dict[Any, Callable[[_Pairs, Node], Node]] = {
     aten.conj_physical.default: _conjugate,
     aten.polar.default: _polar,
     aten.complex.default: _complex,
+    aten.full.default: _full,
     aten._to_copy.default: _cast,
     aten.reshape.default: _sizes_then_pair(2),
     aten.expand.default: _sizes_then_pair(2),

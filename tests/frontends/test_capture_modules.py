@@ -147,7 +147,8 @@ def test_graph__complex_arithmetic_is_real() -> None:
         angle = torch.arange(4) * 0.1
         turn = torch.polar(torch.ones(4), angle).unsqueeze(0)
         z = torch.view_as_complex(layer(x).unflatten(-1, (4, 2)))
-        both = torch.cat([z * turn, z * turn.conj() - z], dim=0)
+        padding = torch.zeros(1, 4, dtype=torch.complex64)
+        both = torch.cat([z * turn, z * turn.conj() - z, padding], dim=0)
         return torch.view_as_real(both.permute(1, 0) * 2.0).flatten(1)
 
     model = Call(body)

@@ -145,7 +145,7 @@ def _scales(node: Node, num_axes: int, position: int) -> list[float | None]:
     kind="view",
 )
 def _upsample_nearest(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
-    """⌊i · in / out⌋ in integers, exact; of a factor that is no whole number ⌊i · (1 / factor)⌋ in f32, as PyTorch does."""
+    """⌊i · in / out⌋ in integers, exact; for a broken factor ⌊i · (1 / factor)⌋ in f32, as PyTorch computes it."""
     source = node.args[0]
     assert isinstance(source, Node)
     sizes, outs = ctx.shape(source), ctx.shape(node)
