@@ -148,6 +148,7 @@ def test_graph__complex_arithmetic_is_real() -> None:
         turn = torch.polar(torch.ones(4), angle).unsqueeze(0)
         z = torch.view_as_complex(layer(x).unflatten(-1, (4, 2)))
         padding = torch.zeros(1, 4, dtype=torch.complex64)
+        z = torch.nn.functional.pad(z, (0, 0, 1, 0))
         both = torch.cat([z * turn, z * turn.conj() - z, padding], dim=0)
         return torch.view_as_real(both.permute(1, 0) * 2.0).flatten(1)
 
