@@ -1,4 +1,4 @@
-"""capture, step by step: recognize, trace, decompose, lift, normalize, name the dims."""
+"""capture, step by step: recognize, trace and decompose, lift, normalize, name the dims."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from svdqc.compiler.ir.weights import WeightStore
 from svdqc.frontends.dims import DimRequest, parse_dynamic, resolve
 from svdqc.frontends.errors import NotAModelError
 from svdqc.frontends.exported import capture_exported
-from svdqc.frontends.exporting import decompose, export_module
+from svdqc.frontends.exporting import export_module
 from svdqc.frontends.lifting import lift, name_dims
 from svdqc.frontends.loading import Subject, as_keywords, example_inputs, load_subject
 from svdqc.frontends.spec import flatten_inputs
@@ -66,8 +66,6 @@ def _capture_subject(
     dims = resolve(requests, shapes, subject.axes)
     report("tracing")
     exported = export_module(subject.module, kwargs, dims, subject.name)
-    report("decomposing")
-    exported = decompose(exported)
     report("lifting")
     constants, stored = _weights_of(subject, exported)
     program = lift(

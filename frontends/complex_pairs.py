@@ -157,6 +157,16 @@ def _polar(pairs: _Pairs, node: Node) -> Node:
     return pairs.join(node, real, pairs.call(node, aten.mul.Tensor, radius, sine))
 
 
+def _full(pairs: _Pairs, node: Node) -> Node:
+    value: Any = node.args[1]
+    dtype = node.meta["val"].dtype.to_real()
+    parts = (complex(value).real, complex(value).imag)
+    real, imag = (
+        pairs.call(node, aten.full.default, node.args[0], part, dtype=dtype) for part in parts
+    )
+    return pairs.join(node, real, imag)
+
+
 def _complex(pairs: _Pairs, node: Node) -> Node:
     return pairs.join(node, node.args[0], node.args[1])  # type: ignore[arg-type]
 
@@ -212,6 +222,39 @@ def _along_axis(
     return rule
 
 
+_PAD_ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    aten.pad.default: ("mode", "value"),
+    aten.constant_pad_nd.default: ("value",),
+}
+
+
+def _pad(pairs: _Pairs, node: Node) -> Node:
+    """Zeros around, none around the pair; another value has an imaginary part of its own."""
+    named = dict(zip(_PAD_ARGUMENTS[node.target], node.args[2:], strict=False)) | node.kwargs
+    mode, value = named.get("mode", "constant"), named.get("value")
+    if (value or 0) != 0 or mode != "constant":
+        raise UnsupportedGraphError(
+            f"{pairs.subject}: {node.meta.get('source') or node.name}",
+            f"complex numbers padded with {value or mode}",
+            "pad real and imaginary parts apart (torch.view_as_real)",
+        )
+    around: Any = node.args[1]
+    pair = pairs.pair[node.args[0]]  # type: ignore[index]
+    return pairs.call(node, aten.constant_pad_nd.default, pair, [0, 0, *around], 0.0)
+
+
+def _where(pairs: _Pairs, node: Node) -> Node:
+    condition, left, right = node.args
+    if left not in pairs.pair or right not in pairs.pair:
+        raise UnsupportedGraphError(
+            f"{pairs.subject}: {node.meta.get('source') or node.name}",
+            "a choice between a complex and a real number",
+            "convert both to complex first",
+        )
+    flags = pairs.call(node, aten.unsqueeze.default, condition, -1)
+    return pairs.call(node, aten.where.self, flags, pairs.pair[left], pairs.pair[right])  # type: ignore[index]
+
+
 def _index(pairs: _Pairs, node: Node) -> Node:
     return pairs.call(node, aten.index.Tensor, pairs.pair[node.args[0]], node.args[1])  # type: ignore[index]
 
@@ -227,6 +270,7 @@ RULES: dict[Any, Callable[[_Pairs, Node], Node]] = {
     aten.conj_physical.default: _conjugate,
     aten.polar.default: _polar,
     aten.complex.default: _complex,
+    aten.full.default: _full,
     aten._to_copy.default: _cast,
     aten.reshape.default: _sizes_then_pair(2),
     aten.expand.default: _sizes_then_pair(2),
@@ -240,5 +284,8 @@ RULES: dict[Any, Callable[[_Pairs, Node], Node]] = {
     aten.cat.default: _along_axis(1),
     aten.stack.default: _along_axis(1, grows=1),
     aten.roll.default: _along_axis(2),
+    aten.constant_pad_nd.default: _pad,
+    aten.pad.default: _pad,
+    aten.where.self: _where,
     aten.index.Tensor: _index,
 }

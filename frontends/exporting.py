@@ -7,13 +7,14 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 from svdqc.frontends.decompositions import decomposition_table
 from svdqc.frontends.dims import DimRequest, dynamic_shapes, unit_name
@@ -27,18 +28,22 @@ UNKNOWN_OUTPUT = ("register a pytree", "unrecognized type")
 def export_module(
     module: nn.Module, kwargs: Mapping[str, Any], dims: Sequence[DimRequest], subject: str
 ) -> ExportedProgram:
-    """Trace `module(**kwargs)`: strict=False, then strict=True; modes and gradients stay as they were."""
+    """Trace `module(**kwargs)` and decompose it: strict=False, then strict=True; modes and gradients stay as they were.
+
+    Some graphs are only found untrue when they are decomposed (a write through `.data` of a new tensor, which
+    strict=False takes for a constant's), so the two steps are tried together.
+    """
     shapes = dynamic_shapes(kwargs, dims) if dims else None
     reasons: list[str] = []
     with _evaluation_mode(module):
         for strict in (False, True):
             try:
-                return _export(module, kwargs, shapes, strict)
+                return decompose(_export(module, kwargs, shapes, strict))
             except Exception as error:  # torch.export raises whatever the model's code raises
                 _raise_if_dims_are_wrong(error, dims)
                 if any(complaint in str(error) for complaint in UNKNOWN_OUTPUT):
                     with _plain_outputs(module):
-                        return _export(module, kwargs, shapes, strict)
+                        return decompose(_export(module, kwargs, shapes, strict))
                 reasons.append(f"strict={strict}: {type(error).__name__}: {_shorten(str(error))}")
     raise ExportFailedError(
         subject,
@@ -58,11 +63,22 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
 def _export(
     module: nn.Module, kwargs: Mapping[str, Any], shapes: Any, strict: bool
 ) -> ExportedProgram:
-    with _quiet(), torch.no_grad():
+    # Dynamo, which strict=True uses, has its own idea of modes.
+    data = nullcontext() if strict else _DataIsAnAlias()
+    with _quiet(), torch.no_grad(), data:
         exported: ExportedProgram = torch.export.export(
             module, (), dict(kwargs), dynamic_shapes=shapes, strict=strict
         )
     return exported
+
+
+class _DataIsAnAlias(TorchFunctionMode):
+    """`x.data` is `x.detach()`: tracing takes the former for a new constant, and loses what is written to it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

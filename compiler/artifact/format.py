@@ -12,7 +12,7 @@ from svdqc.compiler.plan.records import Plan
 
 MAGIC = b"\x89SVDQ\r\n\x1a"
 CONTAINER_MAJOR, CONTAINER_MINOR = 1, 0
-QUANTIZATION_VERSION = 1
+QUANTIZATION_VERSION = 2
 HEADER = struct.Struct(
     "<8sHHIQQ32s"
 )  # magic, major, minor, header size, file size, manifest size, sha256

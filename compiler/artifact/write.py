@@ -225,11 +225,14 @@ def write_artifact(
     source_digest: str,
     meta: dict[str, Any],
     required_features: Sequence[str] = (),
+    quantization_version: int = 1,
 ) -> WrittenArtifact:
     """Write `path` atomically. Plans are proved first; nothing partial is left behind, whatever happens.
 
     graph  JSON of the quantized graph, for `svdqc.reference`; b"" for none
+    quantization_version  the lowest that can say what codes and scales mean
     """
+    assert quantization_version <= QUANTIZATION_VERSION, quantization_version
     _check_contents(tensors, variants)
     plan = variants[0].plan
     manifest: dict[str, Any] = {
@@ -246,7 +249,7 @@ def write_artifact(
         "source_digest": source_digest,
         "versions": {
             "plan": max(plan_version(variant.plan) for variant in variants),
-            "quantization": QUANTIZATION_VERSION,
+            "quantization": quantization_version,
         },
     }
     plans = [encode_plan(variant.plan) for variant in variants]

@@ -33,9 +33,11 @@ Loop = tuple[IntExpr, IntExpr]
 WIDEST = 128
 """Columns of the widest tile of any product."""
 PART = WIDEST
-"""Columns whose share of a down-projection is summed apart."""
+"""Columns whose share of a down-projection is summed apart, of however many values they hold."""
 ROTATED = 64
-"""Columns of a block that a quantization may rotate."""
+"""Values of a block that a quantization may rotate."""
+RUN = 16
+"""Values side by side that a tile is coded and projected from, where a block has fewer of them than columns."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Place:
     def elements(self) -> int:
         """Of a block."""
         return prod(size for _, size in self.within).const
+
+    @property
+    def columns(self) -> tuple[int, IntExpr]:
+        """The first column that is mixed, and the one behind the last."""
+        return self.first * self.block, (self.first + self.num_blocks) * self.block
 
     @property
     def number(self) -> IntExpr:
@@ -117,29 +124,46 @@ def _place(program: RowProgram, statement: Statement, known: Places, most: int) 
 def _place_of_quantization(
     program: RowProgram, statement: Quantize, known: Places, most: int
 ) -> Place | None:
-    """Columns are coded where they lie: each is computed from the anchor's own, and the groups, rotated blocks and
+    """Values are coded where the anchor's columns lie that they are computed from, and the groups, rotated blocks and
     parts of the projection that they belong to lie in the tile."""
     node, source = statement.node, statement.source
-    anchor, quantized = program.region.anchor, [s for s in program.after if isinstance(s, Quantize)]
-    assert anchor is not None
+    quantized = [s for s in program.after if isinstance(s, Quantize)]
     if str(node.target) not in anchors.S4_QUANTIZERS or len(quantized) > 1:
         return None
-    width = program.table.shape(source)[-1].as_int()
     idx = program.output_index(source)
     value = program.read(source, idx)
-    if width is None or program.region.layout.inner_elements(anchor) != width:
-        return None
-    if any(load.source is anchor and program.column(load.idx) != idx[-1] for load in _loads(value)):
-        return None
     place = _smallest(program, value, program.region.layout.inner(source), known, most)
-    if place is None:
+    if place is None or not _holds_its_values(program, place, idx[-1], value):
         return None
     lora_down, group, _, rotated = operands(node)[2:6]
-    rank = int(lora_down.meta["val"].shape[0])
-    together = max(place.block, int(group), ROTATED if rotated else 1, PART if rank else 1)
-    if together > most or width % together:
-        return None
+    rank, part = int(lora_down.meta["val"].shape[0]), part_of_projection(place)
+    values = max(place.elements, int(group), ROTATED if rotated else 1)
+    together = max(values * place.block // place.elements, PART if rank else 1)
+    begin, end = place.columns
+    if together > most or begin % together or end % together != 0 or rank > part:
+        return None  # also where the parts were more numbers than the values
     return replace(place, together=together)
+
+
+def part_of_projection(place: Place) -> int:
+    """How many quantized values PART columns hold."""
+    return PART * place.elements // place.block
+
+
+def _holds_its_values(program: RowProgram, place: Place, position: IntExpr, value: Scalar) -> bool:
+    """Whether each block has room for its values, in their order, and no value is written where another is read.
+
+    position  of `value` in its row
+    """
+    block, elements = place.block, place.elements
+    own = (place.number - place.first) * elements + place.position
+    runs = elements == block or (elements % RUN == 0 and elements & (elements - 1) == 0)
+    if own != position or elements > block or not runs:
+        return False
+    anchor = program.region.anchor
+    reads = [program.column(load.idx) for load in _loads(value) if load.source is anchor]
+    apart = [(column - place.number * block - place.position).as_int() for column in reads]
+    return all(distance is not None and distance % elements == 0 for distance in apart)
 
 
 def _smallest(

@@ -1,8 +1,8 @@
-"""Fused regions → kernels and a plan: one launch per region, buffers placed in an arena."""
+"""Fused regions → kernels and a plan: a launch for each region or group of regions, buffers placed in an arena."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ from torch.fx import Node
 
 from svdqc.compiler.codegen.choice import ANALYTIC, Chooser
 from svdqc.compiler.codegen.cpu.backend import CpuBackend
-from svdqc.compiler.codegen.kernel import Kernel, generate
+from svdqc.compiler.codegen.grouping import plan_launches
+from svdqc.compiler.codegen.kernel import Generator, Kernel
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.printing.backend import Backend
 from svdqc.compiler.codegen.printing.params import BufferParam
@@ -44,12 +45,12 @@ class PlannedTensor:
 
 @dataclass
 class Lowered:
-    """kernels: source by name; tensors in order of first use; the launches' regions, for reports."""
+    """kernels: source by name; tensors in order of first use; the regions of each launch, for reports."""
 
     kernels: dict[str, str]
     plan: Plan
     tensors: list[PlannedTensor]
-    regions: list[Region]
+    launches: list[list[Region]]
 
 
 def lower(
@@ -59,20 +60,19 @@ def lower(
     backend: Backend | None = None,
     chooser: Chooser = ANALYTIC,
 ) -> Lowered:
-    """Generate a kernel for every region and the plan that launches them in order; by default for CPUs."""
+    """Generate a kernel for every launch and the plan that runs them in order; by default for CPUs."""
     backend = backend or CpuBackend()
     memory = Memory(program, fusion.regions, fusion.maps.table, backend.packed_codes)
-    generated: list[Kernel] = []
-    for done, region in enumerate(fusion.regions):
-        generated.append(generate(region, fusion.maps, memory, backend, chooser))
-        if progress is not None:
-            progress(done + 1, len(fusion.regions))
+    generator = Generator(fusion.maps, memory, backend, chooser)
+    kernels: dict[str, str] = {}
+    launches: list[list[Region]] = []
     builder = _PlanBuilder(program, memory)
-    for region, kernel in zip(fusion.regions, generated, strict=True):
-        builder.add(region, kernel)
-    return Lowered(
-        {k.name: k.source for k in generated}, builder.finish(), builder.tensors, fusion.regions
-    )
+    for group in plan_launches(fusion.regions, generator, progress):
+        kernel = generator.kernel(group)
+        kernels[kernel.name] = kernel.source
+        launches.append([member.region for member in group])
+        builder.add(launches[-1], kernel)
+    return Lowered(kernels, builder.finish(), builder.tensors, launches)
 
 
 class _PlanBuilder:
@@ -85,7 +85,7 @@ class _PlanBuilder:
         self.tensors: list[PlannedTensor] = []
         self._used: dict[BufferKey, tuple[int, int]] = {}
 
-    def add(self, region: Region, kernel: Kernel) -> None:
+    def add(self, regions: Sequence[Region], kernel: Kernel) -> None:
         position = len(self.launches)
         if kernel.name not in self.kernels:
             self.kernels[kernel.name] = len(self.kernels)
@@ -93,7 +93,7 @@ class _PlanBuilder:
         for param in kernel.buffers:
             first, _ = self._used.get(param.buffer, (position, position))
             self._used[param.buffer] = (first, position)
-        self.launches.append((kernel, label_of(region)))
+        self.launches.append((kernel, label_of_launch(regions)))
 
     def finish(self) -> Plan:
         lifetimes = [
@@ -191,6 +191,11 @@ def label_of(region: Region) -> str:
         (n.meta["source"] for n in nodes if n is not None and n.meta.get("source")),
         region.nodes[-1].name,
     )
+
+
+def label_of_launch(regions: Sequence[Region]) -> str:
+    """Where its regions come from."""
+    return " + ".join(dict.fromkeys(map(label_of, regions)))
 
 
 def _outputs(program: Program) -> tuple[Node, ...]:

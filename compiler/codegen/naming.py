@@ -1,4 +1,4 @@
-"""The one function that names kernels: {op}_{shape}[_{epilogue}]__{rows}[x{columns}]."""
+"""The one function that names kernels: {op}_{shape}[_{epilogue}][_group{members}]__{rows}[x{columns}]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from svdqc.compiler.codegen.region import Region
 _NOTABLE = ("gelu", "silu", "softmax", "sigmoid", "tanh", "relu", "exp", "sin")
 
 
-def kernel_stem(region: Region, block_rows: int, columns: int) -> str:
+def kernel_stem(region: Region, block_rows: int, columns: int, members: int = 1) -> str:
     """The readable part of a kernel's name; the caller appends a digest of the code."""
     anchor = region.anchor
     parts = [_anchor_name(anchor) if anchor is not None else _row_name(region)]
@@ -20,6 +20,8 @@ def kernel_stem(region: Region, block_rows: int, columns: int) -> str:
         parts.append("norm")
     if anchor is not None and any(str(n.target) in anchors.QUANTIZERS for n in region.nodes):
         parts.append("quantize")
+    if members > 1:
+        parts.append(f"group{members}")
     block = f"{block_rows}x{columns}" if columns else f"{block_rows}"
     return f"{'_'.join(parts)}__{block}"
 

@@ -265,6 +265,9 @@ class RegionSolver:
                 raise CannotFuse("a stored value has fewer rows than the region")
             if str(node.target) in anchors.QUANTIZERS and self._rows(layout, node) != layout.outer:
                 raise CannotFuse("the rows to quantize are not the region's")
+        # Also of what is only an expression: x[i] < x[j] would become x[i] < x[i] inside a reduction over j.
+        for axes in layout.axes.values():
+            flat = [a for axis in axes for a in layout.atoms.leaves(axis)]
             if len(set(flat)) != len(flat):
                 raise CannotFuse("an axis meets itself")
         if (

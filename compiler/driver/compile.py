@@ -42,6 +42,7 @@ from svdqc.compiler.passes.select_layers import (
 from svdqc.compiler.passes.svdquant import svdquant
 from svdqc.compiler.quantize.linear import LinearSamples
 from svdqc.compiler.quantize.recipe import Recipe
+from svdqc.compiler.quantize.schemes import scheme_of
 from svdqc.compiler.targets.select import parse_targets, toolchain_of
 from svdqc.frontends import capture
 from svdqc.frontends.spec import walk
@@ -159,6 +160,9 @@ def compile_model(
                 "report": {k: v for k, v in report.items() if k != "layers"},
                 "constants": _compiled_in(inputs),
             },
+            quantization_version=max(
+                (scheme_of(r["precision"]).version for r in records), default=1
+            ),
         )
     if tuning is not None:
         report["tuning"] = tuned.report(targets)

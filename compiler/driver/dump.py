@@ -2,7 +2,7 @@
 
 00-capture.txt … 09-materialize.txt   the graph after each pass: one line per node, then what the pass
                                       changed, and what it skipped and why
-regions.txt                           fused regions in order of execution, with rows, block and stored values;
+regions.txt                           launches in order of execution, with their regions' nodes, stored values and rows;
                                       then every pair of regions that was tried and refused, with the reason
 kernels/<name>.cpp                    the rendered code of each kernel
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from svdqc.compiler.codegen.lower import Lowered, label_of
+from svdqc.compiler.codegen.lower import Lowered
 from svdqc.compiler.codegen.region import FusionPlan
 from svdqc.compiler.ir.dump import dump_program
 from svdqc.compiler.ir.program import Program
@@ -41,11 +41,13 @@ class Dump:
         if self.folder is None:
             return
         lines = []
-        for region, launch in zip(fusion.regions, lowered.plan.launches, strict=True):
-            lines.append(f"{lowered.plan.kernels[launch.kernel].name}  ({label_of(region)})")
-            lines.append(f"  nodes   {', '.join(n.name for n in region.nodes)}")
-            lines.append(f"  stored  {', '.join(n.name for n in region.stored)}")
-            lines.append(f"  rows    {region.layout.num_rows}, tasks {launch.num_tasks}")
+        for regions, launch in zip(lowered.launches, lowered.plan.launches, strict=True):
+            kernel = lowered.plan.kernels[launch.kernel]
+            lines.append(f"{kernel.name}  ({launch.label}), tasks {launch.num_tasks}")
+            for region in regions:
+                lines.append(f"  nodes   {', '.join(n.name for n in region.nodes)}")
+                lines.append(f"  stored  {', '.join(n.name for n in region.stored)}")
+                lines.append(f"  rows    {region.layout.num_rows}")
         lines += [f"refused {pair}: {why}" for pair, why in fusion.refused]
         self._write("regions.txt", "\n".join(lines) + "\n")
         for name, source in lowered.kernels.items():

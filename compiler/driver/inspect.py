@@ -61,7 +61,7 @@ def inspect_model(
         fusion = fuse(program)
         report.update(
             num_launches=len(fusion.regions),
-            launches_per_block=launches_per_block(fusion.regions),
+            launches_per_block=launches_per_block([[region] for region in fusion.regions]),
             regions=[describe_region(r) for r in fusion.regions],
         )
     return report

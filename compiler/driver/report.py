@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from svdqc.compiler.codegen.lower import label_of
@@ -35,7 +36,7 @@ def compile_report(
         "layers": records,
         "num_kernels": len(plan.kernels),
         "num_launches": len(plan.launches),
-        "launches_per_block": launches_per_block(fusion.regions),
+        "launches_per_block": launches_per_block(lowered.launches),
         "regions": [describe_region(r) for r in fusion.regions],
         "weight_bytes": weight_bytes,
         "arena_bytes": plan.arena_bytes,
@@ -57,9 +58,9 @@ def _layers_by_precision(records: list[dict[str, Any]]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def launches_per_block(regions: list[Region]) -> dict[str, int]:
-    """Launches by repeated block; "" holds what lies outside."""
-    return dict(Counter(block_name(label_of(r) + ".") for r in regions))
+def launches_per_block(launches: Sequence[Sequence[Region]]) -> dict[str, int]:
+    """Launches by repeated block, that of their first region; "" holds what lies outside."""
+    return dict(Counter(block_name(label_of(regions[0]) + ".") for regions in launches))
 
 
 def describe_region(region: Region) -> dict[str, Any]:

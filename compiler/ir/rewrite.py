@@ -83,6 +83,15 @@ class Rewriter:
         """How many size symbols have been replaced by something simpler."""
         return len(self.mode.shape_env.replacements) if self.mode.shape_env is not None else 0
 
+    def size(self, x: Node, axis: int) -> Any:
+        """The size of an axis of x: an int, or a node that computes it."""
+        size = x.meta["val"].shape[axis]
+        return size if isinstance(size, int) else self.call(aten.sym_size.int, x, axis)
+
+    def sizes(self, x: Node) -> list[Any]:
+        """The sizes of x: ints, or nodes that compute them."""
+        return [self.size(x, axis) for axis in range(x.meta["val"].dim())]
+
     def weight(self, name: str, spec: WeightSpec | None = None) -> Node:
         """A get_attr node for the weight `name` (present in the program's store)."""
         spec = spec or self.program.weights.spec(name)

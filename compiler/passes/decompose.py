@@ -5,7 +5,6 @@ After this pass a normalisation is only row reductions and pointwise ops, so one
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +15,22 @@ from torch.fx import Node
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.ir.rewrite import Rewriter, argument, aten, is_tensor, operands
 from svdqc.compiler.passes.base import PassReport
+from svdqc.compiler.passes.decompose_norms import NORM_RULES
 from svdqc.compiler.passes.decompose_order import ORDER_RULES
+from svdqc.compiler.passes.decompose_scatter import SCATTER_RULES
+from svdqc.compiler.passes.decompose_sort import SORT_RULES
 from svdqc.compiler.passes.decompose_transposed import TRANSPOSED_RULES
+from svdqc.compiler.passes.decompose_windows import WINDOW_RULES
 
 Rule = Callable[[Rewriter, Node], Node | None]
-RULES: dict[Any, Rule] = {**ORDER_RULES, **TRANSPOSED_RULES}
+RULES: dict[Any, Rule] = {
+    **NORM_RULES,
+    **ORDER_RULES,
+    **SCATTER_RULES,
+    **SORT_RULES,
+    **TRANSPOSED_RULES,
+    **WINDOW_RULES,
+}
 
 
 def decompose(program: Program) -> PassReport:
@@ -37,6 +47,7 @@ def decompose(program: Program) -> PassReport:
                 replacement = rule(rewriter, node)
             if replacement is not None:
                 rewriter.replace(node, replacement)
+            if not node.users:  # replaced, as a whole or result by result
                 report.changed[str(node.target)] += 1
                 changed = True
     rewriter.finish()
@@ -55,145 +66,6 @@ def _rule(*targets: Any) -> Callable[[Rule], Rule]:
 def _shape(node: Node) -> torch.Size:
     shape: torch.Size = node.meta["val"].shape
     return shape
-
-
-def _affine(rw: Rewriter, x: Node, weight: Any, bias: Any) -> Node:
-    if weight is not None:
-        x = rw.call(aten.mul.Tensor, x, weight)
-    if bias is not None:
-        x = rw.call(aten.add.Tensor, x, bias)
-    return x
-
-
-def _standardize(rw: Rewriter, x: Node, axes: list[int], eps: float) -> Node:
-    """(x - mean) / sqrt(var + eps), the variance from centred values."""
-    mean = rw.call(aten.mean.dim, x, axes, True)
-    centred = rw.call(aten.sub.Tensor, x, mean)
-    square = rw.call(aten.mul.Tensor, centred, centred)
-    variance = rw.call(aten.mean.dim, square, axes, True)
-    inverse = rw.call(aten.rsqrt.default, rw.call(aten.add.Tensor, variance, eps))
-    return rw.call(aten.mul.Tensor, centred, inverse)
-
-
-@_rule(aten.layer_norm.default)
-def _layer_norm(rw: Rewriter, node: Node) -> Node:
-    axes = [-1 - a for a in range(len(node.args[1]))]  # type: ignore[arg-type]
-    x = _standardize(rw, node.args[0], axes, argument(node, 4, "eps", 1e-5))  # type: ignore[arg-type]
-    return _affine(rw, x, argument(node, 2, "weight"), argument(node, 3, "bias"))
-
-
-@_rule(aten.native_layer_norm.default)
-def _native_layer_norm(rw: Rewriter, node: Node) -> Node | None:
-    if any(not _is_item(user, 0) for user in node.users):
-        return None
-    axes = [-1 - a for a in range(len(node.args[1]))]  # type: ignore[arg-type]
-    x = _standardize(rw, node.args[0], axes, node.args[4])  # type: ignore[arg-type]
-    result = _affine(rw, x, node.args[2], node.args[3])
-    for user in list(node.users):
-        rw.replace(user, result)
-    return result
-
-
-def _is_item(node: Node, index: int) -> bool:
-    return getattr(node.target, "__name__", "") == "getitem" and bool(node.args[1] == index)
-
-
-@_rule(aten.rms_norm.default)
-def _rms_norm(rw: Rewriter, node: Node) -> Node:
-    x = node.args[0]
-    axes = [-1 - a for a in range(len(node.args[1]))]  # type: ignore[arg-type]
-    eps = argument(node, 3, "eps")
-    if eps is None:
-        eps = torch.finfo(x.meta["val"].dtype).eps  # type: ignore[union-attr]
-    mean_square = rw.call(aten.mean.dim, rw.call(aten.mul.Tensor, x, x), axes, True)
-    inverse = rw.call(aten.rsqrt.default, rw.call(aten.add.Tensor, mean_square, eps))
-    return _affine(rw, rw.call(aten.mul.Tensor, x, inverse), argument(node, 2, "weight"), None)
-
-
-@_rule(aten.group_norm.default)
-def _group_norm(rw: Rewriter, node: Node) -> Node:
-    """Groups become an axis of their own: [N, C, …] → [N, groups, C / groups, …]."""
-    x, groups = node.args[0], int(node.args[1])  # type: ignore[arg-type]
-    weight, bias = argument(node, 2, "weight"), argument(node, 3, "bias")
-    eps = argument(node, 4, "eps", 1e-5)
-    batch, channels, *space = _sizes(rw, x)  # type: ignore[arg-type]
-    width = int(channels) // groups
-    grouped = rw.call(aten.reshape.default, x, [batch, groups, width, *space])
-    normal = _standardize(rw, grouped, list(range(2, 3 + len(space))), eps)
-
-    def per_channel(vector: Any) -> Any:
-        return (
-            None
-            if vector is None
-            else rw.call(aten.reshape.default, vector, [groups, width, *[1] * len(space)])
-        )
-
-    normal = _affine(rw, normal, per_channel(weight), per_channel(bias))
-    return rw.call(aten.reshape.default, normal, [batch, channels, *space])
-
-
-@_rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
-def _batch_norm(rw: Rewriter, node: Node) -> Node | None:
-    """Inference: x * (w / sqrt(var + eps)) + (b - mean * w / sqrt(var + eps))."""
-    x, weight, bias, mean, variance = node.args[:5]
-    legit = node.target is not aten.batch_norm.default
-    eps = node.args[6] if legit else node.args[7]
-    rank = len(_shape(x))  # type: ignore[arg-type]
-
-    def per_channel(vector: Any) -> Node:
-        return rw.call(aten.reshape.default, vector, [-1, *[1] * (rank - 2)])
-
-    inverse = rw.call(aten.rsqrt.default, rw.call(aten.add.Tensor, per_channel(variance), eps))
-    result = rw.call(aten.mul.Tensor, rw.call(aten.sub.Tensor, x, per_channel(mean)), inverse)
-    result = _affine(
-        rw,
-        result,
-        None if weight is None else per_channel(weight),
-        None if bias is None else per_channel(bias),
-    )
-    if legit:
-        for user in list(node.users):
-            rw.replace(user, result)
-    return result
-
-
-def _sizes(rw: Rewriter, x: Node) -> list[Any]:
-    """The sizes of x: ints, or nodes that compute them."""
-    return [
-        size if isinstance(size, int) else rw.call(aten.sym_size.int, x, axis)
-        for axis, size in enumerate(_shape(x))
-    ]
-
-
-@_rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
-def _softmax(rw: Rewriter, node: Node) -> Node:
-    x, axis = node.args[0], [int(node.args[1])]  # type: ignore[arg-type]
-    dtype = argument(node, 2, "dtype") if "int" in str(node.target) else None
-    if dtype is not None:
-        x = rw.call(aten._to_copy.default, x, dtype=dtype)
-    shifted = rw.call(aten.sub.Tensor, x, rw.call(aten.amax.default, x, axis, True))
-    exponential = rw.call(aten.exp.default, shifted)
-    total = rw.call(aten.sum.dim_IntList, exponential, axis, True)
-    if "log" in str(node.target):
-        return rw.call(aten.sub.Tensor, shifted, rw.call(aten.log.default, total))
-    return rw.call(aten.div.Tensor, exponential, total)
-
-
-@_rule(aten.var.correction, aten.std.correction)
-def _var(rw: Rewriter, node: Node) -> Node | None:
-    x, axes = operands(node)[0], argument(node, 1, "dim")
-    correction: Any = node.kwargs.get("correction", 1)
-    keepdim = bool(node.kwargs.get("keepdim", False))
-    axes = list(range(len(_shape(x)))) if axes is None else list(axes)
-    count = math.prod(_shape(x)[a] for a in axes)
-    if not isinstance(count, int):
-        return None
-    mean = rw.call(aten.mean.dim, x, axes, True)
-    centred = rw.call(aten.sub.Tensor, x, mean)
-    total = rw.call(aten.sum.dim_IntList, rw.call(aten.mul.Tensor, centred, centred), axes, keepdim)
-    correction = 1 if correction is None else correction
-    variance = rw.call(aten.mul.Tensor, total, 1.0 / max(count - correction, 1e-300))
-    return rw.call(aten.sqrt.default, variance) if "std" in str(node.target) else variance
 
 
 @_rule(aten.addmm.default)
@@ -221,10 +93,10 @@ def _matmul(rw: Rewriter, node: Node) -> Node | None:
         return _batched(rw, x, y)
     if _is_stored(y):
         return rw.call(aten.linear.default, x, rw.call(aten.permute.default, y, [1, 0]))
-    *lead, columns = _sizes(rw, x)
+    *lead, columns = rw.sizes(x)
     rows = rw.call(aten.reshape.default, x, [1, -1, columns])
     product = rw.call(aten.bmm.default, rows, rw.call(aten.unsqueeze.default, y, 0))
-    return rw.call(aten.reshape.default, product, [*lead, _sizes(rw, y)[1]])
+    return rw.call(aten.reshape.default, product, [*lead, rw.sizes(y)[1]])
 
 
 @_rule(aten.linear.default)
@@ -285,7 +157,7 @@ def _batched(rw: Rewriter, x: Node, y: Node) -> Node:
     lead = _broadcast_sizes(rw, x, y, len(batch))
 
     def flat(value: Node) -> Node:
-        rows, columns = _sizes(rw, value)[-2:]
+        rows, columns = rw.sizes(value)[-2:]
         if len(batch) == 1 and len(_shape(value)) == 3 and _same(_shape(value)[0], batch[0]):
             return value
         expanded = rw.call(aten.expand.default, value, [*lead, rows, columns])
@@ -294,7 +166,7 @@ def _batched(rw: Rewriter, x: Node, y: Node) -> Node:
     product = rw.call(aten.bmm.default, flat(x), flat(y))
     if len(batch) == 1:
         return product
-    rows, columns = _sizes(rw, x)[-2], _sizes(rw, y)[-1]
+    rows, columns = rw.sizes(x)[-2], rw.sizes(y)[-1]
     return rw.call(aten.reshape.default, product, [*lead, rows, columns])
 
 
@@ -305,7 +177,7 @@ def _same(a: Any, b: Any) -> bool:
 def _broadcast_sizes(rw: Rewriter, x: Node, y: Node, rank: int) -> list[Any]:
     sizes: list[Any] = [1] * rank
     for value in (x, y):
-        own = _sizes(rw, value)[:-2]
+        own = rw.sizes(value)[:-2]
         for axis, size in enumerate(own, rank - len(own)):
             if not (isinstance(size, int) and size == 1):
                 sizes[axis] = size
@@ -353,7 +225,7 @@ def _piece_bounds(rw: Rewriter, node: Node, axis: int, position: int) -> tuple[A
     if not isinstance(sizes, (list, tuple)):
         size = sizes
         if node.target is aten.chunk.default:
-            total = _sizes(rw, node.args[0])[axis]  # type: ignore[arg-type]
+            total = rw.sizes(node.args[0])[axis]  # type: ignore[arg-type]
             size = _int(rw, operator.floordiv, _int(rw, operator.add, total, sizes - 1), sizes)
         start = _int(rw, operator.mul, size, position)
         return start, _int(rw, operator.add, start, size)
@@ -372,7 +244,12 @@ def _int(rw: Rewriter, op: Callable[[Any, Any], Any], lhs: Any, rhs: Any) -> Any
 @_rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 def _conv(rw: Rewriter, node: Node) -> Node | None:
     """One convolution op for every rank: aten.convolution(x, w, b, stride, padding, dilation, transposed, …)."""
-    rank = len(_shape(node.args[0])) - 2  # type: ignore[arg-type]
+    x: Any = node.args[0]
+    rank = len(_shape(operands(node)[1])) - 2
+    if len(_shape(x)) == rank + 1:  # a single picture
+        batch = rw.call(aten.unsqueeze.default, x, 0)
+        result = rw.call(node.target, batch, *node.args[1:], **node.kwargs)
+        return rw.call(aten.squeeze.dim, result, 0)
 
     def each(value: Any) -> list[int]:
         values = [value] if isinstance(value, int) else list(value)
@@ -385,7 +262,7 @@ def _conv(rw: Rewriter, node: Node) -> Node | None:
     )
     return rw.call(
         aten.convolution.default,
-        node.args[0],
+        x,
         node.args[1],
         argument(node, 2, "bias"),
         stride,
@@ -404,7 +281,7 @@ def _pad(rw: Rewriter, node: Node) -> Node | None:
     if mode == "constant":
         return rw.call(aten.constant_pad_nd.default, x, pad, argument(node, 3, "value") or 0)
     rank = len(_shape(x))  # type: ignore[arg-type]
-    result: Any = x
+    result: Node = operands(node)[0]
     for pair in range(len(pad) // 2):
         axis, before, after = rank - 1 - pair, pad[2 * pair], pad[2 * pair + 1]
         size = _shape(x)[axis]  # type: ignore[arg-type]
@@ -421,7 +298,7 @@ def _pad(rw: Rewriter, node: Node) -> Node | None:
             source = source % size
         indices = rw.constant(f"pad_{mode}_{size}_{before}_{after}", source)
         result = rw.call(aten.index_select.default, result, axis, indices)
-    return result if result is not x else None
+    return result
 
 
 @_rule(aten.glu.default)
@@ -440,7 +317,7 @@ def _repeat_interleave(rw: Rewriter, node: Node) -> Node | None:
     x, count, axis = node.args[0], node.args[1], argument(node, 2, "dim")
     if axis is None:
         x, axis = rw.call(aten.reshape.default, x, [-1]), 0
-    sizes = _sizes(rw, x)  # type: ignore[arg-type]
+    sizes = rw.sizes(x)  # type: ignore[arg-type]
     axis = int(axis) % len(sizes)
     wide = rw.call(
         aten.expand.default,
@@ -467,7 +344,7 @@ def _copy(rw: Rewriter, node: Node) -> Node:
     if len(value.meta["val"].shape) != len(target.shape) or not _same(
         value.meta["val"].shape, target.shape
     ):
-        value = rw.call(aten.expand.default, value, _sizes(rw, node.args[0]))  # type: ignore[arg-type]
+        value = rw.call(aten.expand.default, value, rw.sizes(node.args[0]))  # type: ignore[arg-type]
     return value
 
 

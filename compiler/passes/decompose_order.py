@@ -1,4 +1,4 @@
-"""argmax, max with positions, cumsum, vector norms → comparisons with positions and reductions."""
+"""argmax, max with positions, running sums and products, vector norms → comparisons with positions and reductions."""
 
 from __future__ import annotations
 
@@ -9,26 +9,36 @@ import torch
 from torch.fx import Node
 
 from svdqc.compiler.ir.rewrite import Rewriter, argument, aten
+from svdqc.compiler.ir.symbols import SymbolTable
 
-MOST_SUMMED = 4096
-"""A running sum over n elements takes n² / 2 additions here; longer ones are refused."""
+MOST_PAIRED = 4096
+"""What compares each of n elements with each other takes n² steps; longer rows are refused."""
 
 
-def _position(rw: Rewriter, size: int, rank: int, axis: int) -> Node:
-    """0 … size - 1 along `axis` of a tensor of this rank."""
-    positions = rw.constant(f"positions_{size}", torch.arange(size))
-    return rw.call(aten.reshape.default, positions, [size if a == axis else 1 for a in range(rank)])
+def largest(rw: Rewriter, x: Node, axis: int) -> int:
+    """The size of an axis, at most."""
+    return SymbolTable(rw.program).expr(x.meta["val"].shape[axis]).upper()
+
+
+def position(rw: Rewriter, x: Node, axis: int, count: Any = None) -> Node:
+    """0 … size - 1 for the size of an axis of x, or 0 … count - 1; int64, one axis."""
+    count = rw.size(x, axis) if count is None else count
+    return rw.call(aten.arange.start_step, 0, count, 1, dtype=torch.int64)
+
+
+def _along(rw: Rewriter, positions: Node, axis: int, rank: int) -> Node:
+    """One axis of positions as `axis` of a tensor of this rank."""
+    return rw.call(aten.reshape.default, positions, [-1 if a == axis else 1 for a in range(rank)])
 
 
 def _first_equal(rw: Rewriter, x: Node, best: Node, axis: int, keepdim: bool) -> Node | None:
     """The first position along an axis where x equals its best element."""
-    size, rank = x.meta["val"].shape[axis], x.meta["val"].dim()
-    if not isinstance(size, int):
-        return None
+    place = _along(rw, position(rw, x, axis), axis, x.meta["val"].dim())
     found = rw.call(aten.eq.Tensor, x, best)
-    place = _position(rw, size, rank, axis)
-    # A row of NaN equals nothing: its position is the last one.
-    candidates = rw.call(aten.where.ScalarOther, found, place, size - 1)
+    # The extreme of a row with a NaN is NaN, which equals nothing; the first NaN is what PyTorch finds.
+    if x.meta["val"].is_floating_point():
+        found = rw.call(aten.logical_or.default, found, rw.call(aten.isnan.default, x))
+    candidates = rw.call(aten.where.ScalarOther, found, place, 2**31)
     return rw.call(aten.amin.default, candidates, [axis], keepdim)
 
 
@@ -62,36 +72,38 @@ def _extreme_with_position(rw: Rewriter, node: Node) -> Node | None:
     return None
 
 
-def _running_sum(rw: Rewriter, node: Node) -> Node | None:
-    """cumsum(x)[i] → Σ_j x[j] where j <= i."""
+def _running(rw: Rewriter, node: Node) -> Node | None:
+    """cumsum(x)[i] → Σ_j x[j] where j <= i; likewise cumprod."""
     x: Any = node.args[0]
     rank = x.meta["val"].dim()
     if rank == 0:
         return None
     axis = int(node.args[1]) % rank  # type: ignore[arg-type]
-    size, dtype = x.meta["val"].shape[axis], node.meta["val"].dtype
-    if not isinstance(size, int) or size > MOST_SUMMED:
+    dtype = node.meta["val"].dtype
+    if largest(rw, x, axis) > MOST_PAIRED:
         return None
     if x.meta["val"].dtype != dtype:
         x = rw.call(aten._to_copy.default, x, dtype=dtype)
     last = axis == rank - 1
     if not last:
         x = rw.call(aten.transpose.int, x, axis, rank - 1)
-    row, column = _position(rw, size, 2, 0), _position(rw, size, 2, 1)
+    row = rw.call(aten.unsqueeze.default, position(rw, x, -1), -1)
+    until = rw.call(aten.le.Tensor, position(rw, x, -1), row)
+    product = node.target is aten.cumprod.default
     terms = rw.call(
-        aten.where.ScalarOther,
-        rw.call(aten.le.Tensor, column, row),
-        rw.call(aten.unsqueeze.default, x, -2),
-        0,
+        aten.where.ScalarOther, until, rw.call(aten.unsqueeze.default, x, -2), int(product)
     )
-    total = rw.call(aten.sum.dim_IntList, terms, [-1], False, dtype=dtype)
+    if product:
+        total = rw.call(aten.prod.dim_int, terms, -1, False, dtype=dtype)
+    else:
+        total = rw.call(aten.sum.dim_IntList, terms, [-1], False, dtype=dtype)
     return total if last else rw.call(aten.transpose.int, total, axis, rank - 1)
 
 
 def _vector_norm(rw: Rewriter, node: Node) -> Node | None:
-    """|x| for norms 1, 2 and ∞."""
+    """(Σ |x|ᵖ)^(1/p), and its limits for ∞ and -∞."""
     x: Any = node.args[0]
-    order = node.args[1] if len(node.args) > 1 else node.kwargs.get("ord", 2)
+    order: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("ord", 2)
     axes: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
     keepdim = bool(node.args[3] if len(node.args) > 3 else node.kwargs.get("keepdim", False))
     axes = list(range(x.meta["val"].dim())) if axes is None else list(axes)
@@ -104,7 +116,25 @@ def _vector_norm(rw: Rewriter, node: Node) -> Node | None:
     size = rw.call(aten.abs.default, x)
     if order == 1:
         return rw.call(aten.sum.dim_IntList, size, axes, keepdim)
-    return rw.call(aten.amax.default, size, axes, keepdim) if order == float("inf") else None
+    if abs(order) == float("inf"):
+        extreme = aten.amax.default if order > 0 else aten.amin.default
+        return rw.call(extreme, size, axes, keepdim)
+    if order == 0:
+        return None
+    powers = rw.call(aten.pow.Tensor_Scalar, size, order)
+    total = rw.call(aten.sum.dim_IntList, powers, axes, keepdim)
+    return rw.call(aten.pow.Tensor_Scalar, total, 1.0 / order)
+
+
+def _distances(rw: Rewriter, node: Node) -> Node:
+    """cdist(x [..., m, d], y [..., n, d]) → norms of the differences of all pairs."""
+    x, y, order = node.args[:3]
+    difference = rw.call(
+        aten.sub.Tensor,
+        rw.call(aten.unsqueeze.default, x, -2),
+        rw.call(aten.unsqueeze.default, y, -3),
+    )
+    return rw.call(aten.linalg_vector_norm.default, difference, order, [-1])
 
 
 def _max_pool_values(rw: Rewriter, node: Node) -> Node | None:
@@ -126,7 +156,9 @@ ORDER_RULES: dict[Any, Callable[[Rewriter, Node], Node | None]] = {
     aten.argmin.default: _argument,
     aten.max.dim: _extreme_with_position,
     aten.min.dim: _extreme_with_position,
-    aten.cumsum.default: _running_sum,
+    aten.cumsum.default: _running,
+    aten.cumprod.default: _running,
     aten.linalg_vector_norm.default: _vector_norm,
+    aten._cdist_forward.default: _distances,
     **dict.fromkeys(_POOLS, _max_pool_values),
 }

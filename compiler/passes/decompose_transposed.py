@@ -30,7 +30,7 @@ def _transposed_convolution(rw: Rewriter, node: Node) -> Node | None:
     kernel = [int(k) for k in weight.meta["val"].shape[2:]]
     around: list[int] = []
     for axis in reversed(range(rank)):
-        x = _spread(rw, x, axis + 2, stride[axis])
+        x = spread(rw, x, axis + 2, stride[axis])
         reach = dilation[axis] * (kernel[axis] - 1)
         before, after = reach - padding[axis], reach - padding[axis] + extra[axis]
         around += [before, after - (stride[axis] - 1)]  # zeros behind the last element are there
@@ -50,7 +50,7 @@ def _transposed_convolution(rw: Rewriter, node: Node) -> Node | None:
     )
 
 
-def _spread(rw: Rewriter, x: Node, axis: int, stride: int) -> Node:
+def spread(rw: Rewriter, x: Node, axis: int, stride: int) -> Node:
     """stride - 1 zeros behind each element along an axis."""
     if stride == 1:
         return x

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from svdqc.compiler.ir.rewrite import Rewriter
 from svdqc.compiler.quantize import ops, ops_formats
-from svdqc.compiler.quantize.formats import e4m3_parts
+from svdqc.compiler.quantize.formats import e4m3_parts, multiplier_parts
 from svdqc.compiler.quantize.linear import QuantizedLinear
 
 
@@ -66,8 +66,12 @@ def _emit_coded(rw: Rewriter, stem: str, x: Node, q: QuantizedLinear, bias: Node
     )
     codes, scale, low = (_item(rw, quantized, i) for i in range(3))
     w_codes, w_scale, unit = q.w_codes, q.w_scale, 1.0
+    multiplied: list[Node] = []
     if q.weight_format == "e2m1":
         w_scale, unit = e4m3_parts(w_scale)
+    if q.weight_format == "s4m":
+        integers, w_scale = multiplier_parts(w_scale)
+        multiplied.append(rw.constant(f"{stem}.w_multiplier", integers))
     if q.weight_format == "e4m3":
         w_codes = w_codes.view(torch.uint8)
     return rw.call(
@@ -81,6 +85,7 @@ def _emit_coded(rw: Rewriter, stem: str, x: Node, q: QuantizedLinear, bias: Node
         bias,
         q.precision,
         unit,
+        *multiplied,
     )
 
 

@@ -15,7 +15,13 @@ import networkx as nx
 from torch.fx import Graph, Node
 
 from svdqc.compiler.codegen.access import AccessMaps
-from svdqc.compiler.codegen.columns import PART, keeps_own_columns, stays_in_columns
+from svdqc.compiler.codegen.columns import (
+    WIDEST,
+    column_places,
+    keeps_own_columns,
+    part_of_projection,
+    stays_in_columns,
+)
 from svdqc.compiler.codegen.ops import anchors
 from svdqc.compiler.codegen.ops.registry import rule_of
 from svdqc.compiler.codegen.region import (
@@ -26,7 +32,7 @@ from svdqc.compiler.codegen.region import (
     RegionSolver,
     tiles_columns,
 )
-from svdqc.compiler.codegen.rowprogram import build_row_program
+from svdqc.compiler.codegen.rowprogram import IN_TILES, build_row_program
 from svdqc.compiler.ir.intexpr import prod
 from svdqc.compiler.ir.ops import copy as COPY
 from svdqc.compiler.ir.program import Program
@@ -193,9 +199,12 @@ class _Planner:
                     self._sum_parts(region, node)
 
     def _sum_parts(self, region: int, node: Node) -> None:
+        tiled = build_row_program(self._region(region), self.maps, IN_TILES)
+        places = column_places(tiled, WIDEST)
+        assert places is not None, f"{tiled.region.anchor}: cut along its columns"
         rw = Rewriter(self.program)
         with rw.after(node):
-            parts = rw.call(quantize_s4_parts, *node.args, PART)
+            parts = rw.call(quantize_s4_parts, *node.args, part_of_projection(places[node]))
             items = [rw.call(operator.getitem, parts, i) for i in range(3)]
             low = rw.call(aten.sum.dim_IntList, items[2], [-2])
         for item in list(node.users):

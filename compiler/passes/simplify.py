@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -161,8 +162,7 @@ def _fold_constants(rw: Rewriter, report: PassReport) -> None:
             constant[node] = (
                 (bool(inputs) or node.target in (aten.arange.start_step,))
                 and all(constant[i] for i in inputs)
-                and isinstance(node.meta["val"], torch.Tensor)
-                and all(isinstance(s, int) for s in node.meta["val"].shape)
+                and all(map(_is_static, _results(node)))
                 and not _mentions_symint(node)
             )
         else:
@@ -175,6 +175,16 @@ def _fold_constants(rw: Rewriter, report: PassReport) -> None:
         report.changed["folded"] += 1
 
 
+def _results(node: Node) -> Sequence[Any]:
+    """The value of a node, or its values."""
+    value = node.meta["val"]
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+def _is_static(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and all(isinstance(s, int) for s in value.shape)
+
+
 def _mentions_symint(node: Node) -> bool:
     flat = torch.utils._pytree.tree_leaves((node.args, node.kwargs))
     return any(isinstance(v, torch.SymInt) for v in flat)
@@ -182,7 +192,8 @@ def _mentions_symint(node: Node) -> bool:
 
 def _worth_folding(node: Node, constant: dict[Node, bool]) -> bool:
     """Only roots are folded (everything below comes along); small, and more than a cast of a stored weight."""
-    if all(constant.get(user, False) for user in node.users):
+    several = not isinstance(node.meta["val"], torch.Tensor)
+    if several or all(constant.get(user, False) for user in node.users):
         return False
     if node.target is aten._to_copy.default and node.args[0].op == "get_attr":  # type: ignore[union-attr]
         return False

@@ -6,7 +6,7 @@ A codec says which scales a group may have and which codes its values then get; 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from svdqc.compiler.quantize.formats import (
     E2M1_RANGES,
     E4M3_LARGEST,
+    LARGEST_MULTIPLIER,
     NVFP4_GROUP,
     nvfp4_encode,
     nvfp4_scales,
@@ -36,6 +37,8 @@ from svdqc.compiler.quantize.schemes import scheme_of
 _CLIPS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _NVFP4_LARGEST = (6.0, 4.0, 3.0, 3.5, 4.5, 5.0, 5.5, 6.5, 7.0, 8.0)
 _NVFP4_HEADROOM = 4.0
+_TOP_MULTIPLIERS = (11.0, 11.5, 12.0, 12.5, 13.0, 13.5, 14.0, 14.5, 15.0)
+"""Tried for the largest group of a channel; above them is room for what error feedback adds."""
 
 
 class Codec(Protocol):
@@ -54,7 +57,10 @@ class Codec(Protocol):
         """Scales worth trying, full_scales first, each [...]."""
 
     def storable(self, scale: Tensor) -> Tensor:
-        """The nearest scales that can be stored."""
+        """The nearest scales that can be stored: [out_features, ...]."""
+
+    def of_rows(self, rows: slice) -> Codec:
+        """The codec of these output channels, for those that differ by channel."""
 
     def round_codes(self, ratio: Tensor) -> Tensor:
         """Codes, as floats, of values divided by their scale. May work in place."""
@@ -73,7 +79,7 @@ class IntegerCodec:
     code_dtype: torch.dtype = torch.int8
 
     def full_scales(self, grouped: Tensor) -> Tensor:
-        return to_bf16_values(group_scales(grouped, self.range, self.bits))
+        return self.storable(group_scales(grouped, self.range, self.bits))
 
     def candidates(self, grouped: Tensor) -> Iterator[Tensor]:
         full = group_scales(grouped, self.range, self.bits)
@@ -83,16 +89,53 @@ class IntegerCodec:
         ):  # the extreme at +7 instead of -8: better when the far side is as long
             ratios += [-8.0 / 7.0, -1.0, *(-clip for clip in _CLIPS)]
         for ratio in ratios:
-            yield to_bf16_values(full * ratio)
+            yield self.storable(full * ratio)
 
     def storable(self, scale: Tensor) -> Tensor:
         return to_bf16_values(scale)
+
+    def of_rows(self, rows: slice) -> IntegerCodec:
+        return self
 
     def round_codes(self, ratio: Tensor) -> Tensor:
         return ratio.round_().clamp_(*code_limits(self.range, self.bits))
 
     def encode(self, grouped: Tensor, scale: Tensor) -> Tensor:
         return encode(grouped, scale, code_limits(self.range, self.bits))
+
+
+@dataclass(frozen=True)
+class MultipliedCodec(IntegerCodec):
+    """4-bit integers under whole multiples of one bf16 scale per output channel, up to LARGEST_MULTIPLIER.
+
+    channel_scale  [out_features]  f32, of bf16 values, >= 0
+    """
+
+    channel_scale: Tensor = field(kw_only=True)
+
+    @staticmethod
+    def fitting(w: Tensor, group_size: int, range_name: str) -> MultipliedCodec:
+        """With the channel scales to whose multiples the scales of w's groups are nearest."""
+        grouped = w.reshape(w.shape[0], -1, group_size)
+        wanted = group_scales(grouped, range_name).abs()
+        largest = wanted.amax(-1)
+        best, least = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
+        for top in _TOP_MULTIPLIERS:
+            tried = MultipliedCodec(
+                group_size, range_name, channel_scale=to_bf16_values(largest / top)
+            )
+            loss = (tried.storable(wanted) - wanted).square().sum(-1)
+            best = torch.where(loss < least, tried.channel_scale, best)
+            least = torch.minimum(loss, least)
+        return MultipliedCodec(group_size, range_name, channel_scale=best)
+
+    def storable(self, scale: Tensor) -> Tensor:
+        unit = self.channel_scale.reshape(-1, *[1] * (scale.dim() - 1))
+        steps = (scale.abs() * reciprocal(unit)).round_().clamp_(1, LARGEST_MULTIPLIER)
+        return torch.copysign(steps * unit, scale)
+
+    def of_rows(self, rows: slice) -> MultipliedCodec:
+        return replace(self, channel_scale=self.channel_scale[rows])
 
 
 @dataclass(frozen=True)
@@ -114,6 +157,9 @@ class Nvfp4Codec:
     def candidates(self, grouped: Tensor) -> Iterator[Tensor]:
         for largest in _NVFP4_LARGEST:
             yield nvfp4_scales(grouped, self.tensor_scale, largest)
+
+    def of_rows(self, rows: slice) -> Nvfp4Codec:
+        return self
 
     def storable(self, scale: Tensor) -> Tensor:
         unit = 0.5 * self.tensor_scale
@@ -142,6 +188,9 @@ class Fp8Codec:
     def storable(self, scale: Tensor) -> Tensor:
         return to_bf16_values(scale)
 
+    def of_rows(self, rows: slice) -> Fp8Codec:
+        return self
+
     def round_codes(self, ratio: Tensor) -> Tensor:
         return round_e4m3(ratio)
 
@@ -158,6 +207,8 @@ def codec_of(precision: str, residual: Tensor, group_size: int, range_name: str)
         return Fp8Codec(residual.shape[1])
     if weight == "s8":
         return IntegerCodec(residual.shape[1], "symmetric", bits=8)
+    if weight == "s4m":
+        return MultipliedCodec.fitting(residual, group_size, range_name)
     return IntegerCodec(group_size, range_name)
 
 

@@ -6,10 +6,14 @@
 | int8  | int8, +-127    | f32 per row (a token, or an output channel)                  |
 | fp8   | E4M3, +-448    | f32 per row                                                  |
 | nf4   | 16 quantiles   | bf16 absmax per 64                                           |
+| s4m   | s4             | an integer per group along K, times bf16 per output channel  |
 
 E2M1 codes are held doubled, as the integers 0, +-1, +-2, +-3, +-4, +-6, +-8, +-12, and their scales halved: sums of
 products are then exact integers, and `reference.linear_s4` is the reference of nvfp4 too. The tensor scale is a
 power of two, so that E4M3 x tensor scale is a bf16 value; E4M3 spans 2^-9 to 448, so nothing is lost by it.
+
+"s4m" is W4A8's weight: two levels of scales, as QServe's (arXiv 2405.04532), but symmetric and exact: code x multiplier
+is an int8, so that kernels need not scale sums.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ E2M1_RANGES = {"six": (6.0,), "four_over_six": (6.0, 4.0), "best_of_three": (6.0
 """Where an NVFP4 group may send its largest magnitude. 4 instead of 6 has nearer neighbours (Four-Over-Six, arXiv
 2512.02010); 6.5 clips a little. Squared error of Gaussian groups: 0.91 %, 0.76 %, 0.70 % of their power."""
 INT8_LARGEST = 127.0
+LARGEST_MULTIPLIER = 15
+"""Of s4m: codes are -8 .. 7, so |code x multiplier| <= 120; K of them times int8 activations stay in int32 to 2^17."""
 
 NF4_VALUES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -137,6 +143,28 @@ def dequantize_groups(codes: Tensor, scale: Tensor) -> Tensor:
     """Codes [..., in_features] under scales [..., groups], of any format whose codes are numbers, as f32."""
     grouped = codes.to(torch.float32).reshape(*scale.shape, -1)
     return (grouped * scale.to(torch.float32).unsqueeze(-1)).reshape(codes.shape)
+
+
+def multiplier_parts(scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales [N, groups] f32 that are multiples of one bf16 value per row, as (multipliers int8 [N, groups], that value
+    bf16 [N, 1]): scale = multiplier * value, exactly.
+
+    Of several values that will do the largest. A row of zeros has value 0.
+    """
+    wanted = scale.to(torch.float64)
+    largest = wanted.abs().amax(-1, keepdim=True)
+    multipliers = torch.zeros(scale.shape, dtype=torch.int8)
+    values = torch.zeros(scale.shape[0], 1, dtype=torch.bfloat16)
+    found = largest == 0.0
+    for top in range(1, LARGEST_MULTIPLIER + 1):
+        value = (largest / top).to(torch.bfloat16)
+        ratio = torch.where(found, 0.0, wanted / value.to(torch.float64)).round()
+        fits = (ratio * value.to(torch.float64) == wanted).all(-1, keepdim=True) & ~found
+        values = torch.where(fits, value, values)
+        multipliers = torch.where(fits, ratio.to(torch.int8), multipliers)
+        found |= fits
+    assert bool(found.all()), "not small multiples of a bf16 value per row"
+    return multipliers, values
 
 
 def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,9 +128,9 @@ def round_to_nearest(
     w_scale = target.new_empty(grouped.shape[:2])
     rows = max(1, _CACHED_VALUES // target.shape[1])
     for start in range(0, target.shape[0], rows):
-        part = grouped[start : start + rows]
-        scale = choose_scales(part, codec, clip, weights)
+        part, of_part = grouped[start : start + rows], codec.of_rows(slice(start, start + rows))
+        scale = choose_scales(part, of_part, clip, weights)
         w_scale[start : start + rows] = scale
-        codes = codec.encode(part, scale)
+        codes = of_part.encode(part, scale)
         w_codes[start : start + rows] = codes.reshape(-1, target.shape[1]).to(codec.code_dtype)
     return w_codes, w_scale

@@ -25,12 +25,17 @@ from svdqc.compiler.quantize.errors import (
     NonFiniteWeight,
     SamplesDoNotFit,
 )
-from svdqc.compiler.quantize.formats import NVFP4_GROUP, nvfp4_tensor_scale
+from svdqc.compiler.quantize.formats import NVFP4_GROUP, multiplier_parts, nvfp4_tensor_scale
 from svdqc.compiler.quantize.hadamard import can_rotate, rotate_offline
 from svdqc.compiler.quantize.problem import Problem, Smoothed, smoothed
 from svdqc.compiler.quantize.ranges import UNCODED, ActivationFormat
 from svdqc.compiler.quantize.recipe import Recipe
-from svdqc.compiler.quantize.reference import linear_s4, linear_w, quantize_activation
+from svdqc.compiler.quantize.reference import (
+    linear_s4,
+    linear_w,
+    multiplied_codes,
+    quantize_activation,
+)
 from svdqc.compiler.quantize.schemes import scheme_of
 from svdqc.compiler.quantize.smoothing import balanced, channel_rms
 from svdqc.compiler.quantize.solve import Solution, draft, solve, weight_error
@@ -70,7 +75,7 @@ class QuantizedLinear:
     lora_down   [rank, in_features]                         bf16
     lora_up     [out_features, rank]                        bf16
     w_codes     [out_features, in_features]                 int8
-    w_scale     [out_features, in_features / group_size]    bf16
+    w_scale     [out_features, in_features / group_size]    bf16; of w4a8 f32, multiples of a bf16 value per row
     bias_delta  [out_features] f32, to be added to the bias; None is zero
     activation  how the input is coded; encoding "float": not at all
     precision   a key of schemes.SCHEMES: what w_codes and w_scale are
@@ -94,8 +99,15 @@ class QuantizedLinear:
 
     @property
     def weight_format(self) -> str:
-        """ "s4", "s8", "e2m1" (codes doubled), "e4m3" or "nf4" (indices of the quantiles)."""
+        """ "s4", "s4m", "s8", "e2m1" (codes doubled), "e4m3" or "nf4" (indices of the quantiles)."""
         return scheme_of(self.precision).weight
+
+    def as_bytes(self) -> tuple[Tensor, Tensor]:
+        """Codes and scales as kernels multiply them: of "s4m" int8 under a scale per row, else as they are."""
+        if self.weight_format != "s4m":
+            return self.w_codes, self.w_scale
+        multipliers, channel_scale = multiplier_parts(self.w_scale)
+        return multiplied_codes(self.w_codes, multipliers), channel_scale
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The layer's output by the exact reference: x [..., in_features] -> [..., out_features] f32."""
@@ -105,7 +117,7 @@ class QuantizedLinear:
         if self.activation.encoding == "float":
             return linear_w(x, self.w_codes, self.w_scale, total, self.weight_format)
         coded = quantize_activation(x, self.inv_smooth, self.lora_down, self.activation)
-        return linear_s4(*coded, self.w_codes, self.w_scale, self.lora_up, total)
+        return linear_s4(*coded, *self.as_bytes(), self.lora_up, total)
 
 
 def quantize_linear(
@@ -203,7 +215,9 @@ def _finish(
         solution.low_rank.lora_down.to(torch.bfloat16),
         solution.low_rank.lora_up.to(torch.bfloat16),
         solution.w_codes,
-        solution.w_scale.to(torch.bfloat16),
+        solution.w_scale
+        if scheme_of(precision).channel_bytes
+        else solution.w_scale.to(torch.bfloat16),
         activation,
         _bias_delta(case, solution),
         {"weight_error": weight_error(case, solution)},

@@ -5,10 +5,13 @@ svdq::linear_coded   coded linear plus the up-projection of the low-rank branch
 svdq::linear_w       linear whose weight alone is coded
 
 E4M3 numbers are uint8 here, their bits: no kernel and no file needs a dtype for them. The scales of nvfp4 weights are
-E4M3 too, in units of `w_unit`, a power of two.
+E4M3 too, in units of `w_unit`, a power of two. Codes of w4a8 weights are multiplied with the integers `w_multiplier`,
+one a group, to int8. (Artifacts of quantization 1 have none, and a scale per group instead.)
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +35,7 @@ _library.define(
 )
 _library.define(
     "linear_coded(Tensor codes, Tensor scale, Tensor low, Tensor w_codes, Tensor w_scale, Tensor lora_up, "
-    "Tensor? bias, str precision, float w_unit) -> Tensor"
+    "Tensor? bias, str precision, float w_unit, Tensor? w_multiplier=None) -> Tensor"
 )
 _library.define(
     "linear_w(Tensor x, Tensor w_codes, Tensor w_scale, Tensor? bias, str weight_format) -> Tensor"
@@ -90,6 +93,7 @@ def _linear_coded(
     bias: Tensor | None,
     precision: str,
     w_unit: float,
+    w_multiplier: Tensor | None = None,
 ) -> Tensor:
     if precision not in CODED:
         raise _unknown("linear_coded", precision, ", ".join(CODED))
@@ -97,6 +101,8 @@ def _linear_coded(
         codes, w_codes = codes.view(torch.float8_e4m3fn), w_codes.view(torch.float8_e4m3fn)
     if precision == "nvfp4":
         w_scale = e4m3_from_bits(w_scale) * w_unit
+    if w_multiplier is not None:
+        w_codes = reference.multiplied_codes(w_codes, w_multiplier)
     return reference.linear_s4(codes, scale, low, w_codes, w_scale, lora_up, bias)
 
 
@@ -110,6 +116,7 @@ def _linear_coded_fake(
     bias: Tensor | None,
     precision: str,
     w_unit: float,
+    w_multiplier: Tensor | None = None,
 ) -> Tensor:
     return codes.new_empty((*codes.shape[:-1], w_codes.shape[0]), dtype=torch.float32)
 
@@ -145,3 +152,18 @@ for _name, _reference, _fake in (
 quantize = torch.ops.svdq.quantize.default
 linear_coded = torch.ops.svdq.linear_coded.default
 linear_w = torch.ops.svdq.linear_w.default
+
+
+class CodedLinear(NamedTuple):
+    """The operands of svdq::linear_coded, of a call in a graph."""
+
+    codes: Any
+    scale: Any
+    low: Any
+    w_codes: Any
+    w_scale: Any
+    lora_up: Any
+    bias: Any
+    precision: str
+    w_unit: float
+    w_multiplier: Any = None

@@ -123,6 +123,17 @@ def dequantize_weight(w_codes: Tensor, w_scale: Tensor) -> Tensor:
     return (grouped * w_scale.to(torch.float32).unsqueeze(-1)).reshape(out_features, in_features)
 
 
+def multiplied_codes(w_codes: Tensor, w_multiplier: Tensor) -> Tensor:
+    """Codes times the integers of their groups: int8 [out_features, in_features].
+
+    w_codes       [out_features, in_features]  int8, -8 .. 7
+    w_multiplier  [out_features, groups]       int8, +-formats.LARGEST_MULTIPLIER
+    """
+    grouped = w_codes.to(torch.int16).reshape(*w_multiplier.shape, -1)
+    products = (grouped * w_multiplier.unsqueeze(-1)).reshape(w_codes.shape)
+    return products.to(torch.int8)  # at most 8 * 15
+
+
 def _sum_bound(codes: Tensor, w_codes: Tensor, group_size: int) -> int:
     """The largest magnitude that a sum over one group can reach."""
     if codes.numel() == 0 or w_codes.numel() == 0:

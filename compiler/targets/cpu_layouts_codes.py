@@ -6,6 +6,7 @@ cpu_layouts.py.
     s8_n16k4         int8                              -> uint8 [N/16, K/4, 16, 4]   code + 128
     e4m3_n16         E4M3 numbers, as uint8            -> uint8 [N/16, K, 16]
     e4m3_scale_n16   E4M3 scales, as uint8             -> uint8 [N/16, groups, 16]
+    multiplier_n16   int8, of the codes of a group     -> int8  [N/16, groups, 16]
 
 N is padded to a multiple of 16 with what stands for 0. Nibbles lie as in s4_n16k4.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from svdqc.compiler.targets.cpu_layouts import PANEL, UnpackableWeight, num_panels
-from svdqc.compiler.targets.layout import Layout, Shape
+from svdqc.compiler.targets.layout import MULTIPLIERS, Layout, Shape
 
 E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """Twice the value of each E2M1 number: bit 3 is the sign."""
@@ -104,6 +105,19 @@ def unpack_bytes_n16(flat: Tensor, shape: Shape) -> Tensor:
     return rows[: shape[0]].contiguous()
 
 
+def pack_multiplier_n16(w_multiplier: Tensor) -> Tensor:
+    _check(w_multiplier, 1, torch.int8)
+    if w_multiplier.numel() and int(w_multiplier.to(torch.int16).abs().max()) > MULTIPLIERS[1]:
+        raise UnpackableWeight(
+            "pack", "w_multiplier", "an integer past 15", "its product with a code is to be an int8"
+        )
+    return pack_bytes_n16(w_multiplier.view(torch.uint8)).view(torch.int8)
+
+
+def unpack_multiplier_n16(flat: Tensor, shape: Shape) -> Tensor:
+    return unpack_bytes_n16(flat, shape).view(torch.int8)
+
+
 def _byte_bytes(shape: Shape) -> int:
     return num_panels(shape[0]) * PANEL * shape[1]
 
@@ -114,4 +128,5 @@ LAYOUTS: dict[str, Layout] = {
     "s8_n16k4": Layout(pack_s8_n16k4, unpack_s8_n16k4, _byte_bytes),
     "e4m3_n16": Layout(pack_bytes_n16, unpack_bytes_n16, _byte_bytes),
     "e4m3_scale_n16": Layout(pack_bytes_n16, unpack_bytes_n16, _byte_bytes),
+    "multiplier_n16": Layout(pack_multiplier_n16, unpack_multiplier_n16, _byte_bytes),
 }

@@ -2,7 +2,8 @@
 16 bytes are one load and no shared memory is needed (templates/cuda/include/svdq_cuda/mma.h names the fragments).
 
     s4_mma       w_codes [N, K] int8, 4 bits    -> uint8 [N/32, K/64, 2, 32, 4, 4]  two codes a byte, low nibble first
-    s4s8_mma     the same                       -> the same bytes, codes in the order of 8-bit activations
+    u4s8_mma     the same                       -> alike, codes + 8 in the order of 8-bit activations
+    multiplier_mma   w_multiplier [N, groups] int8 -> int8 [N/32, groups, 8, 4]
     s8_mma       w_codes [N, K] int8            -> int8  [N/32, K/64, 4, 32, 4, 4]
     e4m3_mma     w_codes [N, K] uint8, E4M3     -> the same of bytes
     scale_mma    w_scale [N, groups]            -> bfloat16 [N/32, groups, 4, 4, 2]
@@ -19,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdqc.compiler.targets.layout import Layout, Shape
+from svdqc.compiler.targets.layout import MULTIPLIERS, Layout, Shape
 from svdqc.errors import SvdqcError
 
 COLUMNS, ROWS = 32, 16
@@ -83,22 +84,35 @@ def unpack_s4_mma(flat: Tensor, shape: Shape) -> Tensor:
     return _from_blocks(_signed(nibbles.reshape(*packed.shape[:2], 4, 8, K_CODES)), shape)
 
 
-def pack_s4s8_mma(w_codes: Tensor) -> Tensor:
+def pack_u4s8_mma(w_codes: Tensor) -> Tensor:
     """Word r of column g in lane (g, t): byte j has k = 32 r + 4 t + j low and 32 r + 16 + 4 t + j high."""
     code_matrix("w_codes", w_codes, torch.int8, (-8, 7))
-    blocks = _blocks(w_codes, K_CODES) & 15
+    blocks = _blocks(w_codes, K_CODES) + 8
     p, s = blocks.shape[:2]
     split = blocks.reshape(p, s, 2, 2, 8, 2, 2, 4, 4)  # [p, s, pair, tile, g, r, half, t, byte]
     packed = split[..., 0, :, :] | (split[..., 1, :, :] << 4)
     return _lanes(packed.to(torch.uint8))
 
 
-def unpack_s4s8_mma(flat: Tensor, shape: Shape) -> Tensor:
+def unpack_u4s8_mma(flat: Tensor, shape: Shape) -> Tensor:
     packed = _from_lanes(flat.view(torch.uint8), shape)
     nibbles = torch.stack(
         (packed & 15, packed >> 4), dim=-3
     )  # [p, s, pair, tile, g, r, half, t, j]
-    return _from_blocks(_signed(nibbles.reshape(*packed.shape[:2], 4, 8, K_CODES)), shape)
+    codes = nibbles.reshape(*packed.shape[:2], 4, 8, K_CODES).to(torch.int8) - 8
+    return _from_blocks(codes, shape)
+
+
+def pack_multiplier_mma(w_multiplier: Tensor) -> Tensor:
+    """Column 8 j + g of a panel at [panel, group, g, j]."""
+    code_matrix("w_multiplier", w_multiplier, torch.int8, MULTIPLIERS)
+    padded = _padded(w_multiplier, COLUMNS, 1)
+    return padded.reshape(-1, 4, 8, padded.shape[1]).permute(0, 3, 2, 1).contiguous()
+
+
+def unpack_multiplier_mma(flat: Tensor, shape: Shape) -> Tensor:
+    panels = flat.view(torch.int8).reshape(-1, shape[1], 8, 4).permute(0, 3, 2, 1)
+    return panels.reshape(-1, shape[1])[: shape[0]].contiguous()
 
 
 def pack_s8_mma(w_codes: Tensor) -> Tensor:
@@ -253,7 +267,10 @@ def as_e4m3(of_bytes: Layout) -> Layout:
 S8_MMA = Layout(pack_s8_mma, unpack_s8_mma, lambda s: _block_bytes(s, K_CODES, 8))
 LAYOUTS: dict[str, Layout] = {
     "s4_mma": Layout(pack_s4_mma, unpack_s4_mma, lambda s: _block_bytes(s, K_CODES, 4)),
-    "s4s8_mma": Layout(pack_s4s8_mma, unpack_s4s8_mma, lambda s: _block_bytes(s, K_CODES, 4)),
+    "u4s8_mma": Layout(pack_u4s8_mma, unpack_u4s8_mma, lambda s: _block_bytes(s, K_CODES, 4)),
+    "multiplier_mma": Layout(
+        pack_multiplier_mma, unpack_multiplier_mma, lambda s: -(-s[0] // COLUMNS) * COLUMNS * s[1]
+    ),
     "s8_mma": S8_MMA,
     "e4m3_mma": as_e4m3(S8_MMA),
     "scale_mma": Layout(

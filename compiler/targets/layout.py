@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Shape = tuple[int, ...]
+MULTIPLIERS = (-15, 15)
+"""Integers that multiply 4-bit codes, -8 to 7, to an int8 in the kernels of w4a8."""
 
 
 @dataclass(frozen=True)

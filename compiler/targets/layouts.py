@@ -25,6 +25,7 @@ from svdqc.compiler.targets import (
     cuda_layouts_wgmma,
 )
 from svdqc.compiler.targets.layout import Layout
+from svdqc.errors import SvdqcError
 
 ROW_MAJOR = "row_major"
 REGISTERED: dict[str, Layout] = {
@@ -34,6 +35,10 @@ REGISTERED: dict[str, Layout] = {
     **cuda_layouts_nvfp4.LAYOUTS,
     **cuda_layouts_wgmma.LAYOUTS,
 }
+
+
+class UnknownLayout(SvdqcError):
+    """An artifact holds a weight in a layout that this version does not know."""
 
 
 def pack(layout: str, tensor: Tensor) -> Tensor:
@@ -115,7 +120,10 @@ def conv_layout(groups: int, transposed: bool) -> str:
 
 def _conv_parameters(layout: str) -> tuple[int, bool]:
     match = re.fullmatch(r"conv_n16_g(\d+)(_t)?", layout)
-    assert match is not None, f"no layout {layout!r}"
+    if match is None:
+        raise UnknownLayout(
+            "read", "layout", f"{layout!r}", "use the svdqc that the artifact was made with"
+        )
     return int(match.group(1)), match.group(2) is not None
 
 

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from svdqc.compiler.codegen.choice import Problem, problem_of
-from svdqc.compiler.codegen.kernel import Kernel, SharedMemoryExceeded, render_kernel
+from svdqc.compiler.codegen.grouping import plan_launches
+from svdqc.compiler.codegen.kernel import Generator, Kernel, SharedMemoryExceeded
 from svdqc.compiler.codegen.lower import label_of
 from svdqc.compiler.codegen.memory import Memory
 from svdqc.compiler.codegen.printing.backend import Backend, Block
 from svdqc.compiler.codegen.region import FusionPlan, Region
-from svdqc.compiler.codegen.rowprogram import build_row_program
 from svdqc.compiler.ir.program import Program
 from svdqc.compiler.ir.weights import LayeredWeights
 
 
 @dataclass
 class Site:
-    """Regions that share a tuning record, of which the first is measured.
+    """Launches that share a tuning record, of which the first is measured; of a group the member with the most rows.
 
-    problem  of the first region; launches: how many regions there are
+    problem  of the first region; launches: how many there are
     blocks   every block that it can have, the analytic model's choice first
     dims     the largest size of each dim: what is measured
     """
@@ -30,16 +30,18 @@ class Site:
     launches: int
     blocks: Sequence[Block]
     region: Region
-    fusion: FusionPlan
-    memory: Memory
-    backend: Backend
+    generator: Generator
     weights: LayeredWeights
     dims: Mapping[str, int]
+
+    @property
+    def memory(self) -> Memory:
+        return self.generator.storages
 
     def kernel(self, block: Block) -> Kernel | None:
         """The kernel with this block; None where the target cannot hold it."""
         try:
-            return render_kernel(self.region, self.fusion.maps, self.memory, self.backend, block)
+            return self.generator.kernel([self.generator.printed(self.region, block)])
         except SharedMemoryExceeded:
             return None
 
@@ -61,13 +63,12 @@ class Site:
 def find_sites(program: Program, fusion: FusionPlan, backend: Backend) -> list[Site]:
     """The kernels of a lowered program, those that take longest first."""
     memory = Memory(program, fusion.regions, fusion.maps.table, backend.packed_codes)
+    generator = Generator(fusion.maps, memory, backend)
     dims = {dim.name: dim.hi for dim in program.dims.values()}
     found: dict[Problem, Site] = {}
-    for region in fusion.regions:
-        budget = backend.row_budget(region)
-        blocks = list(backend.blocks(build_row_program(region, fusion.maps, budget)))
-        first = render_kernel(region, fusion.maps, memory, backend, blocks[0])
-        problem = problem_of(region, first.sources)
+    for first, *_ in plan_launches(fusion.regions, generator):
+        region = first.region
+        problem = problem_of(region, generator.kernel([first]).sources)
         if problem in found:
             found[problem].launches += 1
             continue
@@ -75,11 +76,9 @@ def find_sites(program: Program, fusion: FusionPlan, backend: Backend) -> list[S
             problem,
             label_of(region),
             1,
-            blocks,
+            list(generator.blocks(region)),
             region,
-            fusion,
-            memory,
-            backend,
+            generator,
             program.weights,
             dims,
         )

@@ -14,7 +14,7 @@
 namespace svdq {
 
 constexpr uint16_t kContainerMajor = 1, kContainerMinor = 0;
-constexpr uint32_t kQuantizationVersion = 1;
+constexpr uint32_t kQuantizationVersion = 2;
 constexpr uint64_t kSectionAlignment = 4096, kTensorAlignment = 256;
 
 // A file mapped for reading, for as long as this lives.

@@ -220,7 +220,7 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
     "plan_version_newer": ("NEWER_VERSION", manifest(lambda m: m["versions"].update(plan=99))),
     "quantization_newer": (
         "NEWER_VERSION",
-        manifest(lambda m: m["versions"].update(quantization=2)),
+        manifest(lambda m: m["versions"].update(quantization=99)),
     ),
     "version_negative": ("MALFORMED", manifest(lambda m: m["versions"].update(plan=-1))),
     **{

@@ -114,7 +114,7 @@ def test_tune__interrupted_says_what_is_kept(
         (("tiny_models:mlp", "-o", "/nowhere/a.tune"), ("output", "/nowhere")),
         (("tiny_models:mlp", "-o", "tiny_models.py"), ("line 1", "tuning record")),
         (("/nowhere/model.onnx", "-o", "OUT"), ("/nowhere/model.onnx", "no such")),
-        (("tiny_models:unsupported", "-o", "OUT"), ("cummax", "sort")),
+        (("tiny_models:unsupported", "-o", "OUT"), ("cummax", "logcumsumexp")),
         (("tiny_models:mlp", "-o", "OUT", "--rank", "auto"), ("ranks", "--rank 32")),
         (("tiny_models:mlp", "-o", "OUT", "--target", "cuda:sm_80"), ("driver", "--target cpu")),
         (("tiny_models:mlp", "-o", "OUT", "--device", "abacus"), ("abacus", "cuda:0")),

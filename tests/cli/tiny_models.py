@@ -26,7 +26,7 @@ class Unsupported(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = Highest()
-        self.second = Sorted()
+        self.second = Accumulated()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.second(self.first(x))
@@ -38,9 +38,9 @@ class Highest(nn.Module):
         return torch.cummax(x, dim=-1).values
 
 
-class Sorted(nn.Module):
+class Accumulated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sort(x, dim=-1).values
+        return torch.logcumsumexp(x, dim=-1)
 
 
 def mlp() -> tuple[nn.Module, dict[str, Tensor]]:

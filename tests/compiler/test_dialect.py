@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.compiler.element_cases import floats
+from tests.compiler.element_operands import floats
 from tests.compiler.programs import ProgramBuilder
 
 from svdqc.compiler.ir import ops

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from svdqc.compiler.targets.cpu_layouts import UnpackableWeight
 from svdqc.compiler.targets.cpu_layouts_f32 import UnpackableFloatWeight
-from svdqc.compiler.targets.layouts import conv_layout, pack, packed_bytes, unpack
+from svdqc.compiler.targets.layouts import (
+    UnknownLayout,
+    conv_layout,
+    pack,
+    packed_bytes,
+    unpack,
+)
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -30,6 +36,7 @@ def some_of(values: list[int], out_features: int, in_features: int) -> Tensor:
 
 
 BYTES = list(range(256))
+MULTIPLIERS = list(range(-15, 16))
 E2M1 = [s * v for v in (0, 1, 2, 3, 4, 6, 8, 12) for s in (1, -1)]
 
 CASES = [
@@ -38,6 +45,9 @@ CASES = [
     *(("s8_n16k4", some_of(BYTES, n, 20).to(torch.uint8).view(torch.int8)) for n in (1, 16, 17)),
     *(("e4m3_n16", some_of(BYTES, n, 17).to(torch.uint8)) for n in (1, 16, 17)),
     *(("e4m3_scale_n16", some_of(BYTES, n, 3).to(torch.uint8)) for n in (1, 16, 17)),
+    *(("multiplier_n16", some_of(MULTIPLIERS, n, 3).to(torch.int8)) for n in (1, 16, 17)),
+    *(("multiplier_mma", some_of(MULTIPLIERS, n, 3).to(torch.int8)) for n in (1, 32, 33)),
+    *(("u4s8_mma", codes(n, k)) for n, k in ((1, 32), (32, 64), (33, 160))),
     *(("row_major", weight(5, 7, dtype=d)) for d in FLOATS),
     ("row_major", torch.arange(7)),
     *(("gemm_n16", weight(n, 24, dtype=d)) for d in FLOATS for n in (1, 15, 16, 17)),
@@ -97,7 +107,7 @@ def test_conv__rejects_groups_that_do_not_divide() -> None:
 def test_names() -> None:
     assert conv_layout(4, False) == "conv_n16_g4"
     assert conv_layout(1, True) == "conv_n16_g1_t"
-    with pytest.raises(AssertionError, match="no layout 'gemm_n8'"):
+    with pytest.raises(UnknownLayout, match="'gemm_n8'"):
         pack("gemm_n8", weight(4, 4))
 
 

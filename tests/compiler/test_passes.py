@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.compiler.element_cases import floats, ints, positive
+from tests.compiler.element_operands import floats, ints, positive
 from tests.compiler.programs import Call, ProgramBuilder, call, program_of_calls
 from torch import Tensor
 

@@ -144,6 +144,20 @@ def test_transformer(precision: str, tmp_path: Path) -> None:
         assert relative(first, model(**given)[0]) <= 0.1  # 4 bits, quantized without samples
 
 
+@pytest.mark.parametrize(("precision", "version"), [("int8", 1), ("w4a8", 2)])
+def test_compile__says_which_quantization_it_needs(
+    precision: str, version: int, tmp_path: Path
+) -> None:
+    """Files without multiplied codes stay readable by what knows none."""
+    torch.manual_seed(1)
+    given, path = {"input": torch.randn(70, WIDTH)}, tmp_path / "model.svdq"
+    recipe = Recipe(precision=precision, rank=8, quantize=("*",))
+    svdqc.compile(nn.Linear(WIDTH, 256), given, output=path, target="cpu:portable", recipe=recipe)
+    model = svdqc.load(path)
+    assert model.describe()["versions"]["quantization"] == version
+    assert relative(result(model, given), result(svdqc.reference(path), given)) <= 2e-6
+
+
 def test_samples__lower_the_error_of_weight_only_layers() -> None:
     torch.manual_seed(0)
     weight = torch.randn(64, WIDTH) / WIDTH**0.5

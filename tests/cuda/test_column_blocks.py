@@ -6,6 +6,7 @@ import copy
 import operator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import diffusers
@@ -19,7 +20,7 @@ from tests.frontends.zoo import SMALL
 from torch import Tensor, nn
 from torch.fx import Node
 
-from svdqc.compiler.codegen.lower import Lowered, label_of, lower
+from svdqc.compiler.codegen.lower import Lowered, label_of, label_of_launch, lower
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.driver.variants import backend_of, plan_regions
 from svdqc.compiler.ir.program import Program
@@ -116,7 +117,7 @@ def projections() -> Projections:
     return found
 
 
-LAUNCHES = len(IN_A_TILE) + 3 * len(BETWEEN_TILES)
+REGIONS = len(IN_A_TILE) + 3 * len(BETWEEN_TILES)
 SIZES = (1, 31, 32, 33, 63, 64, 65, TOKENS)
 """Tiles have 16, 32 and 64 rows here."""
 
@@ -159,8 +160,8 @@ def exact(one: Projection, given: dict[str, Tensor]) -> list[tuple[Tensor, Tenso
 def test_norms_and_rotations__in_tiles_and_between() -> None:
     """At tiles' edges; in another order of threads, and with the norms in kernels of their own, the same bits."""
     together, apart = lowered(mixed=True), lowered(mixed=False)
-    assert len(together.plan.launches) == LAUNCHES
-    assert len(apart.plan.launches) == 3 * len(projections().each)
+    assert sum(map(len, together.launches)) == REGIONS
+    assert sum(map(len, apart.launches)) == 3 * len(projections().each)
     run, run_apart = (PlanRunner(program(), one) for one in (together, apart))
     for tokens in SIZES:
         given = example(tokens)
@@ -186,27 +187,40 @@ RECIPE: dict[str, Any] = {"precision": "int4", "rank": 16, "modulation": "keep"}
 
 
 def flux() -> Program:
-    """One double and one single block in 4 bits, their heads as wide as half a tile."""
+    """One double and one single block in 4 bits, their heads as wide as half a tile; tokens enough for real layouts."""
     class_name, config = SMALL["flux"]
     config = {**config, "num_attention_heads": NUM_HEADS, "attention_head_dim": HEAD_DIM}
     found = getattr(diffusers, class_name)(**{**config, "axes_dims_rope": (16, 24, 24)}).eval()
-    made = canonical(found, inputs("flux"), **RECIPE)
+    made = canonical(found, inputs("flux", height=32, width=64, text=256), **RECIPE)
     groups = quantized_groups(made.decisions, linear_groups(made.program))
     svdquant(made.program, groups, {}, {group.name: Recipe(**RECIPE) for group in groups})
     return made.program
 
 
 def test_launches_of_flux() -> None:
-    """Of a double block: for image and text each, four products and the coding of their inputs, and one attention."""
-    plan = plan_regions(flux(), SM_80)
-    for block, launches in (("transformer_blocks.0.", 17), ("single_transformer_blocks.0.", 5)):
-        own = [r for r in plan.regions if label_of(r).startswith(block)]
-        own = [r for r in own if ".norm" not in label_of(r)]  # modulation, of one row
-        assert len(own) == launches, [label_of(r) for r in own]
+    """Of a double block four products and the coding of their inputs, each for image and text together, and one
+    attention."""
+    made = flux()
+    plan = plan_regions(made, SM_80)
+    launches = lower(made, plan, backend=backend_of(SM_80)).launches
+    for block, regions, wanted in (
+        ("transformer_blocks.0.", 17, 9),
+        ("single_transformer_blocks.0.", 5, 5),
+    ):
+        found = [own for launch in launches if (own := [r for r in launch if is_of(block, r)])]
+        assert len(found) == wanted, [label_of_launch(launch) for launch in found]
+        own = list(chain(*found))
+        assert len(own) == regions
         normed = [r for r in own if r.anchor is not None and "rsqrt" in ops(r)]
-        assert [ops(r).count("rsqrt") for r in normed] == ([2, 2] if launches == 17 else [2])
+        assert [ops(r).count("rsqrt") for r in normed] == ([2, 2] if regions == 17 else [2])
         # None of them is stored whole: q, k, v and what a single block's MLP makes of the rest are.
         assert all(r.anchor not in r.stored for r in normed)
+
+
+def is_of(block: str, region: Region) -> bool:
+    """Of a block, its modulation (of one row) aside."""
+    label = label_of(region)
+    return label.startswith(block) and ".norm" not in label
 
 
 def ops(region: Region) -> list[str]:

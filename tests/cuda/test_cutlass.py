@@ -137,6 +137,12 @@ def test_wgmma__agrees_with_cute(facts: Facts, warpgroups: HostKernels, columns:
     d = np.full((128, columns // 2), -1, np.int32)
     warpgroups.launch(f"wgmma_{columns}", [laid_out(a), laid_out(b), d], grid_x=1)
     assert torch.equal(torch.from_numpy(d).flatten().long(), facts[f"wgmma.{columns}"])
+    # The left operand from registers.
+    held = words(a[:, :32].T.flatten()[facts["wgmma.a"]].reshape(128, 4, 4), 8).numpy()
+    nothing = np.zeros(64 * 128, np.int8)
+    d[:] = -1
+    warpgroups.launch(f"wgmma_held_{columns}", [nothing, laid_out(b), d, held], grid_x=1)
+    assert torch.equal(torch.from_numpy(d).flatten().long(), facts[f"wgmma.{columns}"])
 
 
 @pytest.mark.parametrize("columns", [64, 128])

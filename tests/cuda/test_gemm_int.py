@@ -19,6 +19,7 @@ from tests.cuda.host_kernels import (
 )
 
 from svdqc.compiler.targets.cuda_layouts import LAYOUTS
+from svdqc.compiler.targets.layout import MULTIPLIERS
 
 SOURCE = Path(__file__).resolve().parent / "cu" / "gemm_int.cu"
 SEED = 5
@@ -34,7 +35,8 @@ E4M3 = (0x00, 0xFF)
 
 @dataclass(frozen=True)
 class Kind:
-    """How codes meet: the type in gemm_codes.h, its weight layout, the codes' ranges."""
+    """How codes meet: the type in gemm_codes.h, its weight layout, the codes' ranges, and how many k share an integer
+    that multiplies the weight's (0: there are none)."""
 
     codes: str
     layout: str
@@ -42,6 +44,7 @@ class Kind:
     w_bits: int
     x_codes: tuple[int, int]
     w_codes: tuple[int, int]
+    multiplied: int = 0
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         """What the codes stand for, in f64."""
@@ -53,16 +56,16 @@ KINDS = {
     "u4": Kind("S4<true>", "s4_mma", 4, 4, (0, 15), (-8, 7)),
     "s4_widened": Kind("S4Widened<false>", "s4_mma", 4, 4, (-8, 7), (-8, 7)),
     "u4_widened": Kind("S4Widened<true>", "s4_mma", 4, 4, (0, 15), (-8, 7)),
-    "s8s4": Kind("S8S4", "s4s8_mma", 8, 4, (-127, 127), (-8, 7)),
+    "s8s4_32": Kind("S8S4<32>", "u4s8_mma", 8, 4, (-127, 127), (-8, 7), 32),
+    "s8s4_64": Kind("S8S4<64>", "u4s8_mma", 8, 4, (-127, 127), (-8, 7), 64),
+    "s8s4_128": Kind("S8S4<128>", "u4s8_mma", 8, 4, (-127, 127), (-8, 7), 128),
     "s8": Kind("S8", "s8_mma", 8, 8, (-127, 127), (-127, 127)),
     "e4m3": Kind("E4m3", "e4m3_mma", 8, 8, E4M3, E4M3),
     "e4m3_halves": Kind("E4m3Halves", "e4m3_mma", 8, 8, E4M3, E4M3),
 }
 GROUPS = {"s4": (32, 64, 128), "s4_widened": (32, 64, 128), "s8": (0, 64, 128)}
-GROUPS |= {"e4m3": (0,), "e4m3_halves": (0,)}
-"""0: one scale for all of k."""
-BY_ROW = {("s8s4", 64), ("s8", 0), ("e4m3", 0), ("e4m3_halves", 0)}
-"""Where a row of x has one scale: W4A8, int8 and fp8."""
+GROUPS |= dict.fromkeys(("s8s4_32", "s8s4_64", "s8s4_128", "e4m3", "e4m3_halves"), (0,))
+"""0: one scale for all of k, of a row of either side."""
 NEEDED = {"s4": "s4", "u4": "s4", "e4m3": "e4m3"}
 """Tensor-core operations that not every GPU has."""
 CASES = [
@@ -81,15 +84,14 @@ FULL_TILES = [
 
 
 def kernel_text(math: str, kernels: list[str]) -> str:
-    """The source with these kernels, each "name, codes, group, by row, k of a stage, tile"."""
+    """The source with these kernels, each "name, codes, group, k of a stage, tile"."""
     lines = " \\\n".join(f"X({kernel})" for kernel in kernels)
     return f"#define MATH {math}\n#define KERNELS(X) {lines}\n" + SOURCE.read_text()
 
 
 def _small(kind: str, group: int) -> str:
     bk = 256 if KINDS[kind].x_bits == 4 else 128
-    by_row = str((kind, group) in BY_ROW).lower()
-    return f"{kind}_g{group}, {KINDS[kind].codes}, {group}, {by_row}, {bk}, {SMALL}"
+    return f"{kind}_g{group}, {KINDS[kind].codes}, {group}, {bk}, {SMALL}"
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def kernels() -> HostKernels:
     """The small tile for every case, the full one for faithful W4A4."""
     names = [n for n, *_ in FULL_TILES if n.endswith("_full")]
     codes = [KINDS[n.removesuffix("_full")].codes for n in names]
-    full = [f"{n}, {c}, 64, false, 256, {FULL}" for n, c in zip(names, codes, strict=True)]
+    full = [f"{n}, {c}, 64, 256, {FULL}" for n, c in zip(names, codes, strict=True)]
     return HostKernels({"gemm_int": kernel_text("Bf16Math", [_small(*c) for c in CASES] + full)})
 
 
@@ -120,7 +122,6 @@ class Problem:
     def __init__(self, kind: str, m: int, n: int, k: int, group: int, rank: int = 16) -> None:
         made = torch.Generator().manual_seed(hash((SEED, m, n, k, group, rank)) % (1 << 31))
         self.kind, self.group = KINDS[kind], group or k
-        by_row = (kind, group) in BY_ROW
 
         def integers(limits: tuple[int, int], *shape: int) -> torch.Tensor:
             dtype = torch.uint8 if limits == E4M3 else torch.int8
@@ -130,19 +131,30 @@ class Problem:
 
         self.x_codes = integers(self.kind.x_codes, m, k)
         self.w_codes = integers(self.kind.w_codes, n, k)
-        groups = k // self.group
-        self.x_scale = torch.randn(m, 1 if by_row else groups, generator=made)
+        groups, most = k // self.group, MULTIPLIERS[1]
+        of_k = k // (self.kind.multiplied or k)
+        multipliers = torch.randint(-most, most + 1, (n, of_k), generator=made)
+        self.w_multiplier = multipliers.to(torch.int8)
+        self.x_scale = torch.randn(m, groups, generator=made)
         self.w_scale = torch.randn(n, groups, generator=made).bfloat16()
         self.low = torch.randn(m, rank, generator=made)
         self.up = torch.randn(n, rank, generator=made).bfloat16()
         self.bias = torch.randn(n, generator=made)
+
+    @property
+    def w_values(self) -> torch.Tensor:
+        """What the weight's codes, multiplied, stand for, in f64."""
+        values = self.kind.values(self.w_codes)
+        if not self.kind.multiplied:
+            return values
+        return values * self.w_multiplier.repeat_interleave(self.kind.multiplied, 1)
 
     def expected(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The result [m, n] in f64, and the bound of its error."""
         (m, k), n = self.x_codes.shape, self.w_codes.shape[0]
         groups, rank = k // self.group, self.low.shape[1]
         x = self.kind.values(self.x_codes).reshape(m, groups, self.group)
-        w = self.kind.values(self.w_codes).reshape(n, groups, self.group)
+        w = self.w_values.reshape(n, groups, self.group)
         total, size, inner = (torch.zeros(m, n).double() for _ in range(3))
         x_scale = self.x_scale.double().expand(m, groups)
         for g in range(groups):
@@ -175,7 +187,8 @@ class Problem:
             self.low,
             LAYOUTS["bf16_mma"].pack(self.up).view(torch.int16),
         ]
-        buffers = [*(operand.numpy() for operand in operands), out]
+        multipliers = LAYOUTS["multiplier_mma"].pack(self.w_multiplier)
+        buffers = [*(operand.numpy() for operand in operands), out, multipliers.numpy()]
         scalars = [m, n, k, self.low.shape[1], n + 3]
         tasks = -(-m // bm) * -(-n // bn)
         kernels.launch(name, buffers, scalars, grid_x=tasks, schedule=schedule)
@@ -217,7 +230,8 @@ def test_gemm_int__n_tails(kernels: HostKernels, n: int) -> None:
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 5, 7, 8, 9])
 def test_gemm_int__k_tails(kernels: HostKernels, kind: str, group: int, groups: int) -> None:
     """Any number of groups, odd ones and the first alone: stages and steps end anywhere."""
-    Problem(kind, 17, 40, groups * (group or 32), group).check(kernels, f"{kind}_g{group}")
+    step = max(group or 32, KINDS[kind].multiplied)
+    Problem(kind, 17, 40, groups * step, group).check(kernels, f"{kind}_g{group}")
 
 
 @pytest.mark.parametrize("rank", [0, 1, 8, 15, 16, 17, 32, 128])
@@ -235,10 +249,11 @@ def test_gemm_int__extreme_codes(kernels: HostKernels, kind: str, group: int, si
     problem.x_codes.fill_(x[0] if abs(x[0]) > abs(x[1]) else x[1])
     negative = (problem.x_codes[0, 0] < 0) == (sign > 0)
     problem.w_codes.fill_(low if negative else high)
+    problem.w_multiplier.fill_(MULTIPLIERS[1])
     problem.x_scale.fill_(1.0)
     problem.w_scale.fill_(1.0)
     problem.bias.zero_()
-    exact = problem.x_codes.long() @ problem.w_codes.long().T
+    exact = problem.x_codes.long() @ problem.w_values.long().T
     assert torch.equal(problem.run(kernels, f"{kind}_g{group}", 64, 64).long(), exact)
 
 

@@ -21,7 +21,7 @@ SOURCE = Path(__file__).resolve().parent / "cu" / "gemm_nvfp4.cu"
 BY_WARPS = {f"t{t.rows}x{t.columns}": t for t in TILES if Nvfp4().fits(t, SM_120A)}
 BY_TCGEN05 = {f"tcgen05_{t.rows}x{t.columns}": t for t in TCGEN05_TILES}
 KERNELS: dict[str, Tile] = {**BY_WARPS, **BY_TCGEN05}
-BOTH = ("t64x64", "tcgen05_128x64")
+SOME = ("t64x64", "tcgen05_128x64", "tcgen05_128x32")
 
 
 @dataclass(frozen=True)
@@ -72,35 +72,35 @@ def test_gemm_nvfp4__tiles(name: str) -> None:
         product.check(run(product, name))
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("n", [1, 31, 33, 65, 129])
 def test_gemm_nvfp4__n_tails(n: int, name: str) -> None:
     product = Product(20, n, 192)
     product.check(run(product, name))
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("k", [16, 64, 80, 240, 256, 272, 1040])
 def test_gemm_nvfp4__k_tails(k: int, name: str) -> None:
     product = Product(17, 40, k)
     product.check(run(product, name))
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("rank", [0, 1, 15, 16, 32])
 def test_gemm_nvfp4__ranks(rank: int, name: str) -> None:
     product = Product(33, 65, 128, rank)
     product.check(run(product, name))
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", SOME)
 def test_gemm_nvfp4__largest_codes(name: str) -> None:
     """6 times 6 everywhere, with scales of 1: an exact integer."""
     product = Product(16, 32, 2048, 0, extreme=True)
     assert (run(product, name) == 36.0 * 2048).all()
 
 
-@pytest.mark.parametrize("name", ["t128x128", "tcgen05_128x128"])
+@pytest.mark.parametrize("name", ["t128x128", "tcgen05_128x128", "tcgen05_128x32"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_gemm_nvfp4__any_order_of_threads(schedule: int, name: str) -> None:
     product = Product(130, 130, 1088)
@@ -112,6 +112,8 @@ def test_gemm_nvfp4__any_order_of_threads(schedule: int, name: str) -> None:
 def test_rank_tcgen05_tiles__narrow_where_wide_ones_leave_processors_idle() -> None:
     assert rank_tcgen05_tiles(SM_100A, 4608, 9216, 3072)[0].columns == 128
     assert rank_tcgen05_tiles(SM_100A, 1024, 1152, 1152)[0].columns == 64
+    assert rank_tcgen05_tiles(SM_100A, 16, 9216, 3072)[0].columns == 64
+    assert all(rank_tcgen05_tiles(SM_100A, m, 3072, 12288)[0].columns == 32 for m in (1, 77, 128))
 
 
 @pytest.mark.parametrize("shape", [(1, 16), (32, 64), (33, 80), (130, 256)])

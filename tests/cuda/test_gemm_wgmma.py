@@ -24,9 +24,11 @@ from torch import Tensor
 from svdqc.compiler.targets.cuda import SM_90A
 from svdqc.compiler.targets.cuda_layouts import LAYOUTS, UnpackableCudaWeight
 from svdqc.compiler.targets.cuda_layouts_wgmma import LAYOUTS as WGMMA_LAYOUTS
+from svdqc.compiler.targets.layout import MULTIPLIERS
 
 pytestmark = pytest.mark.skipif(not has("wgmma_s8"), reason="this GPU has no wgmma")
 SOURCE = (Path(__file__).resolve().parent / "cu" / "gemm_wgmma.cu").read_text()
+ALL_LAYOUTS = LAYOUTS | WGMMA_LAYOUTS
 SEED = 17
 EPS = 2.0**-24
 LOW_RANK = 2.0**-17
@@ -35,19 +37,23 @@ LOW_RANK = 2.0**-17
 
 @dataclass(frozen=True)
 class Kind:
-    """codes: svdq's; layouts of the weight and its scale; group: k that share a weight scale (0: all); budget: issue
-    slots per wgmma of 64 x 128 x 32, which takes 64 clocks: two warps of an SM's quarter share 128 slots in two."""
+    """codes: svdq's; layout of the weight; budget: issue slots per wgmma of 64 x 128 x 32, which takes 64 clocks: two
+    warps of an SM's quarter share 128 slots in two; tile: rows, columns and stages; group: k that share a multiplier
+    (0: there are none)."""
 
     codes: str
     layout: str
-    group: int
     opcode: str
     budget: float
-    tile: tuple[int, int] = (128, 5)  # columns, stages
+    tile: tuple[int, int, int] = (128, 128, 5)
+    group: int = 0
 
     @property
-    def scale_layout(self) -> str:
-        return "scale_wgmma" if self.group else "row_major"
+    def cpp(self) -> str:
+        rows, columns, stages = self.tile
+        if self.group:
+            return f"WgmmaGemmS4, {self.codes}<{self.group}>, WgmmaTile<{rows}, {stages}>"
+        return f"WgmmaGemm, {self.codes}, GemmTile<{rows}, {columns}, 8, 1, {stages}, 1>"
 
     def limits(self, of_weight: bool) -> tuple[int, int]:
         if self.codes == "WgmmaE4m3":
@@ -64,37 +70,26 @@ class Kind:
         return (codes.view(torch.float8_e4m3fn) if codes.dtype is torch.uint8 else codes).double()
 
 
-S4 = (128, 4)
+S8, E4M3 = "IGMMA.64x{}x32.S8.S8", "QGMMA.64x{}x32.F32.E4M3.E4M3"
 KINDS = {
-    "s8": Kind("WgmmaS8", "s8_wgmma", 0, "IGMMA.64x128x32.S8.S8", 16.0),
-    "e4m3": Kind("WgmmaE4m3", "e4m3_wgmma", 0, "QGMMA.64x128x32.F32.E4M3.E4M3", 44.0),
-    "s8_192": Kind("WgmmaS8", "s8_wgmma", 0, "IGMMA.64x192x32.S8.S8", 16.0, (192, 4)),
-    "e4m3_192": Kind("WgmmaE4m3", "e4m3_wgmma", 0, "QGMMA.64x192x32.F32.E4M3.E4M3", 66.0, (192, 4)),
-    "s8s4_g32": Kind("WgmmaS8S4<32>", "s4_wgmma", 32, "IGMMA.64x128x32.S8.S8", 170.0, S4),
-    "s8s4_g64": Kind("WgmmaS8S4<64>", "s4_wgmma", 64, "IGMMA.64x128x32.S8.S8", 116.0, S4),
-    "s8s4_g128": Kind("WgmmaS8S4<128>", "s4_wgmma", 128, "IGMMA.64x128x32.S8.S8", 58.0, S4),
+    "s8": Kind("WgmmaS8", "s8_wgmma", S8.format(128), 16.0),
+    "e4m3": Kind("WgmmaE4m3", "e4m3_wgmma", E4M3.format(128), 44.0),
+    "s8_192": Kind("WgmmaS8", "s8_wgmma", S8.format(192), 16.0, (128, 192, 4)),
+    "e4m3_192": Kind("WgmmaE4m3", "e4m3_wgmma", E4M3.format(192), 66.0, (128, 192, 4)),
+    # Of 192 an operation takes 96 clocks: 96 slots.
+    "s8s4_g32": Kind("WgmmaS8S4", "u4s8_mma", S8.format(192), 34.0, (192, 128, 5), 32),
+    "s8s4_g64": Kind("WgmmaS8S4", "u4s8_mma", S8.format(192), 32.0, (192, 128, 5), 64),
+    "s8s4_g128": Kind("WgmmaS8S4", "u4s8_mma", S8.format(192), 32.0, (192, 128, 5), 128),
+    "s8s4_128": Kind("WgmmaS8S4", "u4s8_mma", S8.format(128), 32.0, (128, 128, 6), 64),
 }
 
 
 SOME = ["s8_192", "e4m3", "s8s4_g64"]
-"""One of each kind of sums."""
-ORDER_SOURCE = """
-#include "svdq_cuda/gemm_tile.h"
-#include "svdq_cuda/kernel.h"
-using Tile = svdq::GemmTile<128, 64, 2, 2, 3, 2>;
-SVDQ_CUDA_KERNEL(tile_order, 32, 0, 0, 1, 2) {
-  const svdq::TileOrder order(static_cast<uint32_t>(args.scalars[0]),
-                              static_cast<uint32_t>(args.scalars[1]));
-  for (uint32_t i = svdq::lane_id(); i < order.tiles; i += 32) {
-    static_cast<svdq::TilePlace*>(args.buffers[0])[i] = order.place<Tile>(i);
-  }
-}
-"""
+"""One of each kind of sums, and of each kind of weights."""
 
 
 def kernel_text(names: list[str]) -> str:
-    tiles = {n: f"{KINDS[n].tile[0]}, {KINDS[n].tile[1]}" for n in names}
-    listed = " ".join(f"X({n}, {tiles[n]}, {KINDS[n].codes})" for n in names)
+    listed = " ".join(f"X({name}, {KINDS[name].cpp})" for name in names)
     return f"#define KERNELS(X) {listed}\n" + SOURCE
 
 
@@ -116,8 +111,8 @@ def check(
     extreme: bool = False,
     ctas: int = 3,
 ) -> None:
-    """exact: scales of 1 and nothing added, so the result is the integer sum; extreme: all codes the lowest; ctas: at
-    most, so that one computes several tiles."""
+    """exact: scales of 1 and nothing added, so the result is the integer sum; extreme: all codes the lowest, under the
+    largest multiplier; ctas: at most, so that one computes several tiles."""
     kind = KINDS[name]
     made = torch.Generator().manual_seed(hash((SEED, m, n, k, rank)) % (1 << 31))
     x_codes = kind.random((m, k), False, made)
@@ -125,51 +120,55 @@ def check(
     if extreme:
         x_codes.fill_(kind.limits(False)[0])
         w_codes.fill_(kind.limits(True)[0])
-    groups = k // kind.group if kind.group else 1
+    multiplier = torch.zeros(n, 1, dtype=torch.int8)
+    w_values = kind.values(w_codes)
+    if kind.group:
+        most = MULTIPLIERS[1]
+        multiplier = torch.randint(-most, most + 1, (n, k // kind.group), generator=made).to(
+            torch.int8
+        )
+        if extreme:
+            multiplier.fill_(most)
+        w_values = w_values * multiplier.repeat_interleave(kind.group, 1)
     x_scale = torch.ones(m) if exact else torch.rand(m, generator=made) + 0.1
-    w_scale = torch.ones(n, groups) if exact else torch.rand(n, groups, generator=made) + 0.1
+    w_scale = torch.ones(n) if exact else torch.rand(n, generator=made) + 0.1
     w_scale = w_scale.bfloat16()
-    size_of_x = float(kind.values(x_codes).abs().mean() * kind.values(w_codes).abs().mean()) * k
+    size_of_x = float(kind.values(x_codes).abs().mean() * w_values.abs().mean()) * k
     low = torch.randn(m, rank, generator=made) * size_of_x / 100
     up = torch.randn(n, rank, generator=made).bfloat16()
     bias = torch.zeros(n) if exact else torch.randn(n, generator=made) * size_of_x / 100
     out, margins = guarded(m * (n + 5), np.float32)
     packed_up = LAYOUTS["bf16_mma"].pack(up) if rank else torch.zeros(16, dtype=torch.bfloat16)
-    packed_scale = WGMMA_LAYOUTS["scale_wgmma"].pack(w_scale) if kind.group else w_scale
+    multipliers = LAYOUTS["multiplier_mma"].pack(multiplier)
     buffers = [
         x_codes,
         x_scale,
-        WGMMA_LAYOUTS[kind.layout].pack(w_codes),
-        packed_scale.view(torch.int16),
+        ALL_LAYOUTS[kind.layout].pack(w_codes),
+        w_scale.view(torch.int16),
         low,
         packed_up.view(torch.int16),
         bias,
     ]
     kernels.launch(
         name,
-        [*(_aligned(b.numpy()) for b in buffers), out],
-        [m, n, k, rank, n + 5, groups],
-        grid_x=min(ctas, -(-m // 128) * -(-n // kind.tile[0])),
+        [*(_aligned(b.numpy()) for b in buffers), out, _aligned(multipliers.numpy())],
+        [m, n, k, rank, n + 5],
+        grid_x=min(ctas, -(-m // kind.tile[0]) * -(-n // kind.tile[1])),
         schedule=schedule,
     )
     assert margins_untouched(out, margins)
     rows = torch.from_numpy(out).reshape(m, n + 5)
     assert rows[:, n:].isnan().all()
 
-    x, w = kind.values(x_codes), kind.values(w_codes)
+    x, w = kind.values(x_codes), w_values
     if exact:
         assert rank == 0
         assert torch.equal(rows[:, :n], (x @ w.T).float())
         return
     x = x * x_scale.double()[:, None]
-    w = w * w_scale.double().repeat_interleave(k // groups, 1)
+    w = w * w_scale.double()[:, None]
     coded = x @ w.T
-    # What is rounded: the sum of each group (by group), or of each product (of floats).
-    of_parts = [
-        x[:, at : at + k // groups] @ w[:, at : at + k // groups].T
-        for at in range(0, k, k // groups)
-    ]
-    inner = EPS * (groups + 2) * sum(part.abs() for part in of_parts)
+    inner = 3 * EPS * coded.abs()  # the sum and its scaling are rounded; of floats each product
     if x_codes.dtype is torch.uint8:
         inner = inner + e4m3_rounding(k) * (x.abs() @ w.abs().T)
     branch = low.double() @ up.double().T
@@ -193,12 +192,12 @@ def _aligned(array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize("kind", SOME)
-@pytest.mark.parametrize("m", [1, 7, 63, 64, 65, 127, 128, 129])
+@pytest.mark.parametrize("m", [1, 7, 63, 64, 65, 127, 128, 129, 191, 192, 193])
 def test_gemm_wgmma__m_tails(kernels: HostKernels, kind: str, m: int) -> None:
     check(kernels, kind, m, 128, 128)
 
 
-@pytest.mark.parametrize("kind", ["s8_192", "e4m3_192", "s8s4_g64"])
+@pytest.mark.parametrize("kind", ["s8_192", "e4m3_192", "s8s4_g64", "s8s4_128"])
 @pytest.mark.parametrize("n", [8, 120, 127, 128, 129, 191, 192, 193, 256, 330])
 def test_gemm_wgmma__n_tails(kernels: HostKernels, kind: str, n: int) -> None:
     check(kernels, kind, 40, n, 192)
@@ -224,6 +223,11 @@ def test_gemm_wgmma__integer_sums_are_exact(kernels: HostKernels, kind: str) -> 
     check(kernels, kind, 64, 64, 1024, 0, exact=True, extreme=True)
 
 
+def test_gemm_wgmma__long_sums_stay_integers(kernels: HostKernels) -> None:
+    """The largest there are, 15 times as large as what f32 counts without rounding."""
+    check(kernels, "s8s4_g64", 2, 3, 1 << 14, 0, exact=True, extreme=True)
+
+
 @pytest.mark.parametrize("kind", SOME)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_gemm_wgmma__any_order_of_threads(kernels: HostKernels, kind: str, schedule: int) -> None:
@@ -238,17 +242,6 @@ def test_gemm_wgmma__several_tiles_a_cta(kernels: HostKernels, kind: str, ctas: 
     check(kernels, kind, 300, 200, 704, ctas=ctas, schedule=1)
 
 
-def test_tile_order__every_tile_once() -> None:
-    order = HostKernels({"tile_order": ORDER_SOURCE})
-    for rows, columns in [(1, 1), (1, 5), (11, 3), (12, 2), (13, 4), (36, 7), (25, 1)]:
-        found = np.full((rows * columns, 2), -1, np.int64)
-        order.launch("tile_order", [found], [rows, columns], grid_x=1)
-        wanted = {(128 * row, 64 * column) for row in range(rows) for column in range(columns)}
-        assert {(int(row), int(column)) for row, column in found} == wanted
-        # A band has all columns of at most 12 tiles of rows.
-        assert len(set(found[: 12 * columns, 0])) == min(12, rows)
-
-
 @pytest.mark.parametrize("kind", SOME)
 def test_gemm_wgmma__width_of_flux(kernels: HostKernels, kind: str) -> None:
     check(kernels, kind, 5, 256, 3072, 32)
@@ -258,13 +251,10 @@ def test_gemm_wgmma__width_of_flux(kernels: HostKernels, kind: str) -> None:
 def test_wgmma_layouts__round_trip(name: str) -> None:
     layout = WGMMA_LAYOUTS[name]
     for shape in [(1, 1), (8, 16), (130, 200), (256, 128)]:
-        if name == "scale_wgmma":
-            tensor = torch.randn(shape).bfloat16()
-        elif name == "e4m3_wgmma":
+        if name == "e4m3_wgmma":
             tensor = torch.randint(0, 256, shape, dtype=torch.uint8)
         else:
-            bound = 8 if name == "s4_wgmma" else 128
-            tensor = torch.randint(-bound, bound, shape, dtype=torch.int8)
+            tensor = torch.randint(-128, 128, shape, dtype=torch.int8)
         flat = layout.pack(tensor).reshape(-1).view(torch.uint8)
         assert flat.numel() == layout.num_bytes(shape)
         assert torch.equal(layout.unpack(flat, shape), tensor)
@@ -284,10 +274,8 @@ def test_gemm_wgmma__sass(name: str, gate_loop: GateLoop) -> None:
 
 def test_wgmma_layouts__refuse_what_they_cannot_hold() -> None:
     for layout, tensor in (
-        ("s4_wgmma", torch.full((8, 16), 8, dtype=torch.int8)),
         ("s8_wgmma", torch.zeros(8, 16)),
         ("e4m3_wgmma", torch.zeros(8, 16, dtype=torch.int8)),
-        ("scale_wgmma", torch.full((8, 1), 1.0 + 2.0**-12)),
     ):
         with pytest.raises(UnpackableCudaWeight, match="pack"):
             WGMMA_LAYOUTS[layout].pack(tensor)

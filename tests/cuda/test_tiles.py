@@ -19,6 +19,7 @@ from svdqc.compiler.codegen.cuda.tiles import (
 )
 from svdqc.compiler.targets.cuda import CUDA_TARGETS, SM_75, SM_80, SM_86, SM_89, CudaTarget
 from svdqc.compiler.targets.cuda_layouts import LAYOUTS, UnpackableCudaWeight
+from svdqc.compiler.targets.layout import MULTIPLIERS
 from svdqc.compiler.targets.layouts import pack, packed_bytes, unpack
 
 FLUX = (4608, 9216, 3072)
@@ -26,7 +27,7 @@ PRODUCTS = [
     Coded(4, 4, 64, True),
     Coded(4, 4, 32, False),
     Coded(8, 8, 0, False),
-    Coded(8, 4, 128, False),
+    Coded(8, 4, 0, False),
     Floats(2, 2),
     Floats(4, 3),
     Nvfp4(),
@@ -91,10 +92,10 @@ def test_layouts__are_inverted(layout: str, n: int, k: int) -> None:
         matrix = _codes(-128, 127, n, k).view(torch.uint8)
     elif layout.startswith("nf4"):
         matrix = _codes(0, 15, n, k)
-    elif layout.startswith("e4m3"):
-        matrix = _codes(-128, 127, n, k).view(torch.uint8)
-    elif layout.startswith("s4"):
+    elif layout.startswith(("s4", "u4")):
         matrix = _codes(-8, 7, n, k)
+    elif layout.startswith("multiplier"):
+        matrix = _codes(*MULTIPLIERS, n, k)
     else:
         kinds = {"f32": torch.float32, "f16": torch.float16}
         matrix = torch.randn(n, k).to(kinds.get(layout.partition("_")[0], torch.bfloat16))
@@ -107,6 +108,8 @@ def test_layouts__refuse_what_they_cannot_hold() -> None:
     for layout, matrix in (
         ("s4_mma", _codes(-9, 7, 32, 64)),
         ("s4_rows", torch.zeros(32, 64)),
+        ("u4s8_mma", _codes(-8, 8, 32, 64)),
+        ("multiplier_mma", _codes(0, 16, 32, 64)),
         ("e4m3_mma", _codes(0, 7, 32, 64)),
         ("nf4_rows", _codes(-1, 15, 16, 64)),
         ("scale_mma", torch.full((32, 2), 1.0 + 2.0**-12)),

@@ -131,12 +131,25 @@ def test_graph__in_place_updates_become_functional() -> None:
             assert not node.target._schema.is_mutable
 
 
+def test_graph__writes_through_data_are_kept() -> None:
+    def body(layer: nn.Linear, x: Tensor, y: Tensor | None) -> Tensor:
+        table = torch.zeros(1, 5, 8)
+        table.data[:, 2:].copy_(torch.arange(24).reshape(1, 3, 8))
+        return layer(x + table)
+
+    model = Call(body)
+    program = capture(model, x_of(2, 5, 8))
+    assert torch.equal(program.run(x_of(2, 5, 8))[0], model(**x_of(2, 5, 8)))
+
+
 def test_graph__complex_arithmetic_is_real() -> None:
     def body(layer: nn.Linear, x: Tensor, y: Tensor | None) -> Tensor:
         angle = torch.arange(4) * 0.1
         turn = torch.polar(torch.ones(4), angle).unsqueeze(0)
         z = torch.view_as_complex(layer(x).unflatten(-1, (4, 2)))
-        both = torch.cat([z * turn, z * turn.conj() - z], dim=0)
+        padding = torch.zeros(1, 4, dtype=torch.complex64)
+        z = torch.nn.functional.pad(z, (0, 0, 1, 0))
+        both = torch.cat([z * turn, z * turn.conj() - z, padding], dim=0)
         return torch.view_as_real(both.permute(1, 0) * 2.0).flatten(1)
 
     model = Call(body)

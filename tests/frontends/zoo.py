@@ -93,6 +93,22 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
             "pos_embed_max_size": 16,
         },
     ),
+    "cogvideox": (
+        "CogVideoXTransformer3DModel",
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "in_channels": 4,
+            "out_channels": 4,
+            "time_embed_dim": 16,
+            "text_embed_dim": 24,
+            "num_layers": 1,
+            "sample_width": 16,
+            "sample_height": 16,
+            "sample_frames": 9,
+            "max_text_seq_length": 7,
+        },
+    ),
     "qwen": (
         "QwenImageTransformer2DModel",
         {
@@ -149,6 +165,14 @@ def inputs_of(
             "encoder_hidden_states_mask": torch.ones(batch, text, dtype=torch.int64),
             "timestep": steps / 1000,
             "img_shapes": [(1, height // 2, width // 2)] * batch,
+        }
+    if (
+        name == "cogvideox"
+    ):  # of another size than the config's: its table is computed while it runs
+        return {
+            "hidden_states": normal(batch, 3, 4, height, width),
+            "encoder_hidden_states": normal(batch, text, 24),
+            "timestep": steps,
         }
     if name == "dit":
         return {

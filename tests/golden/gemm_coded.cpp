@@ -5,7 +5,7 @@
 #include "svdq_cpu/rows.h"
 #include "svdq_cpu/gemm_f32.h"
 #include "svdq_cpu/gemm_s4.h"
-extern "C" SVDQ_KERNEL_EXPORT void gemm_nvfp4_f32_40x64_r16__8x256_0322bbce(const svdq_kernel_args* args, int64_t task_begin, int64_t task_end) {
+extern "C" SVDQ_KERNEL_EXPORT void gemm_nvfp4_f32_40x64_r16__8x256_9a085372(const svdq_kernel_args* args, int64_t task_begin, int64_t task_end) {
   char* const scratch = static_cast<char*>(args->scratch);
   const int8_t* const b0 = static_cast<const int8_t*>(args->buffers[0]);
   const int8_t* const b1 = static_cast<const int8_t*>(args->buffers[1]);
@@ -36,8 +36,8 @@ extern "C" SVDQ_KERNEL_EXPORT void gemm_nvfp4_f32_40x64_r16__8x256_0322bbce(cons
     };
     svdq::pack_codes<16, svdq::E2m1Weights>(rows, 64, b1 + row_begin * 64,
         b2 + row_begin * 4, false, __builtin_ldexpf(1.0f, static_cast<int>(s1)), packed);
-    svdq::gemm_codes_onto<16, 12, svdq::E2m1Weights>(rows, 64, packed, reinterpret_cast<const uint8_t*>(b0), b4, panel_begin,
-        panel_end, tile, 272, true, start);
+    svdq::gemm_codes_onto<16, 12, svdq::E2m1Weights>(rows, 64, packed, reinterpret_cast<const uint8_t*>(b0), b4,
+        panel_begin, panel_end, tile, 272, true, start);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t o0 = (row_begin + r);
       SVDQ_VECTORIZE

@@ -19,6 +19,8 @@ ROWS = 4608  # tokens of 1024 x 1024 pixels and of the text
 SHAPES = ((9216, 3072), (3072, 3072), (12288, 3072), (3072, 12288))  # N, K
 SMALL_ROWS = (1, 16)
 RANK, GROUP = 32, 64
+MULTIPLIED = ("w_multiplier",)
+"""What w4a8's weight has beside the others'."""
 LARGEST_ERROR = {"int4": 1e-3, "int8": 1e-3, "w4a8": 1e-3, "fp8": 4e-3}
 """Of a result as a whole. Tensor cores keep some 14 bits of sums of E4M3, 128 k at a time: 8 * 2^-13 of the sum of
 their magnitudes, a few times what random signs leave of it; but errors have random signs, too."""
@@ -95,7 +97,11 @@ def _weights(precision: str, n: int, k: int) -> dict[str, Any]:
     codes = torch.randint(low, high, (n, k), generator=made, dtype=torch.int8)
     if precision == "fp8":
         codes = codes.to(torch.float8_e4m3fn).view(torch.uint8)
-    groups = k // GROUP if precision in ("int4", "w4a8") else 1
+    groups = k // GROUP if precision == "int4" else 1
+    more = {}
+    if precision == "w4a8":
+        integers = torch.randint(-15, 16, (n, k // GROUP), generator=made, dtype=torch.int8)
+        more["w_multiplier"] = integers
     return {
         "inv_smooth": torch.rand(k, generator=made) + 0.5,
         "down": (torch.randn(RANK, k, generator=made) / k**0.5).bfloat16(),
@@ -103,6 +109,7 @@ def _weights(precision: str, n: int, k: int) -> dict[str, Any]:
         "w_codes": codes,
         "w_scale": (0.02 * torch.rand(n, groups, generator=made)).bfloat16(),
         "bias": torch.randn(n, generator=made),
+        **more,
     }
 
 
@@ -147,7 +154,8 @@ def linear_artifact(
     coded = b.call(quantize, x_node, nodes["inv_smooth"], nodes["down"], *of_input)
     parts = [b.call(operator.getitem, coded, i) for i in range(3)]
     of_layer = [nodes[name] for name in ("w_codes", "w_scale", "up", "bias")]
-    y = b.call(linear, *parts, *of_layer, *of_product)
+    of_layer += [*of_product, *(nodes[name] for name in MULTIPLIED if name in nodes)]
+    y = b.call(linear, *parts, *of_layer)
     program = b.finish(y)
     materialize(program)
     lowered = lower(program, fuse(program, GPU_TRAITS), backend=CudaBackend(target))
@@ -200,8 +208,9 @@ def _error(y: Any, x: Any, precision: str, weights: dict[str, Any]) -> float:
     part = x[rows.to(x.device)].cpu()
     quantize, of_input, linear, of_product = _ops(precision, part.shape[1])
     coded = quantize(part, weights["inv_smooth"], weights["down"], *of_input)
-    of_layer = (weights[name] for name in ("w_codes", "w_scale", "up", "bias"))
-    wanted = linear(*coded, *of_layer, *of_product).double()
+    of_layer = [weights[name] for name in ("w_codes", "w_scale", "up", "bias")]
+    of_layer += [*of_product, *(weights[name] for name in MULTIPLIED if name in weights)]
+    wanted = linear(*coded, *of_layer).double()
     found = y[rows.to(y.device)].cpu().double()
     return float(torch.linalg.vector_norm(found - wanted) / torch.linalg.vector_norm(wanted))
 

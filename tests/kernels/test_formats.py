@@ -137,7 +137,7 @@ class Product:
         rng = np.random.default_rng([SEED, m, n, k, group])
         self.precision, self.group = (
             precision,
-            {"nvfp4": 16, "int8": k, "fp8": k}.get(precision, group),
+            {"nvfp4": 16, "int8": k, "fp8": k, "w4a8": k}.get(precision, group),
         )
         self.m, self.n, self.k = m, n, k
         groups = k // self.group
@@ -163,6 +163,7 @@ class Product:
         elif precision == "w4a8":
             self.x = some_of(integers, (m, k)).to(torch.int8)
             self.w = some_of(range(-8, 8), (n, k)).to(torch.int8)
+            self.multiplier = some_of(range(-15, 16), (n, k // group)).to(torch.int8)
         else:
             self.x = torch.from_numpy(rng.normal(0, 1, (m, k)).astype(np.float32))
             low = 0 if precision == "nf4" else -8
@@ -175,6 +176,9 @@ class Product:
             return e4m3_from_bits(self.x).double(), e4m3_from_bits(self.w).double()
         if self.precision == "nf4":
             return self.x.double(), torch.tensor(NF4_VALUES).double()[self.w.long()]
+        if self.precision == "w4a8":
+            of_code = self.multiplier.repeat_interleave(self.k // self.multiplier.shape[1], 1)
+            return self.x.double(), (self.w * of_code).double()
         return self.x.double(), self.w.double()
 
     def expected(self) -> tuple[Tensor, Tensor]:
@@ -218,7 +222,9 @@ class Product:
         else:
             name = "gemm_" + self.precision
             scratch = poisoned_scratch(max(self.m, 1) * (4 * self.k + 8 * (self.k // 16)))
-            extra = (self.unit,) if self.precision == "nvfp4" else ()
+            extra: tuple[Any, ...] = (self.unit,) if self.precision == "nvfp4" else ()
+            if self.precision == "w4a8":
+                extra = (pack("multiplier_n16", self.multiplier),)
             operands = (self.m, self.k, self.x, self.x_scale, w, w_scale)
             call(getattr(kernels, name), *operands, *place, scratch, *extra)
         assert out[:, width:].isnan().all()
@@ -279,7 +285,10 @@ def test_gemm__integers_are_exact(kernels: ctypes.CDLL, precision: str) -> None:
             product.w_scale[:] = 1
         if fill is not None:
             product.x[:], product.w[:] = fill
-        want = product.x.long() @ product.w.long().T
+            if precision == "w4a8":
+                product.multiplier[:] = 15
+        x, w = product.values
+        want = x.long() @ w.long().T
         assert torch.equal(product.run(kernels)[:, :33], want.to(torch.float32))
 
 

@@ -91,11 +91,13 @@ def test_quantize_e2m1__gives_the_nearest_value_and_the_best_scale() -> None:
     assert float(losses[2].sum()) < 0.95 * float(losses[0].sum())
 
 
-@pytest.mark.parametrize("precision", ["int8", "w4a8", "nvfp4", "fp8"])
+@pytest.mark.parametrize("precision", ["int8", "w4a8", "w4a8 1", "nvfp4", "fp8"])
 def test_linear_coded__against_fractions(precision: str) -> None:
-    """Every sum written out; the op may round once per group and at the end."""
+    """Every sum written out; the op may round once per group and at the end. Of w4a8 also as quantization 1 had it,
+    a scale per group."""
     m, n, k, rank = 2, 3, 32, 2
-    groups = {"int8": 1, "fp8": 1, "w4a8": 2, "nvfp4": 2}[precision]
+    precision, _, form = precision.partition(" ")
+    groups = {"int8": 1, "fp8": 1, "w4a8": 1, "nvfp4": 2}[precision] if not form else 2
     generator = torch.Generator().manual_seed(3)
 
     def some(low: int, high: int, *shape: int) -> Tensor:
@@ -117,8 +119,12 @@ def test_linear_coded__against_fractions(precision: str) -> None:
     else:
         w_scale = random(n, groups).to(torch.bfloat16)
         scale_of = [[Fraction(float(s)) for s in row] for row in w_scale]
-    bias = random(n)
-    y = linear_coded(x, x_scale, low, w, w_scale, up, bias, precision, unit)
+    bias, multiplier = random(n), None
+    if precision == "w4a8" and not form:
+        multiplier = some(-15, 16, n, 2).to(torch.int8)
+    y = linear_coded(x, x_scale, low, w, w_scale, up, bias, precision, unit, multiplier)
+    if multiplier is not None:  # at most 8 * 15
+        w = w * multiplier.repeat_interleave(k // 2, 1)
     for i in range(m):
         for j in range(n):
             terms = [Fraction(float(bias[j]))]
@@ -156,5 +162,6 @@ def test_num_bytes__counts_bits() -> None:
     assert num_bytes("int4", 96, 128, 16, 32) == 96 * 64 + 2 * 96 * 4 + smoothing + branch
     assert num_bytes("nvfp4", 96, 128, 16, 32) == 96 * 64 + 96 * 8 + smoothing + branch
     assert num_bytes("int8", 96, 128, 0) == 96 * 128 + 2 * 96 + smoothing
+    assert num_bytes("w4a8", 96, 128, 16) == 96 * 64 + 96 * 2 + 2 * 96 + smoothing + branch
     assert num_bytes("w4a16", 96, 128, 16) == num_bytes("nf4", 96, 128, 16) == 96 * 64 + 2 * 96 * 2
     assert set(SCHEMES) == {"int4", "nvfp4", "int8", "fp8", "w4a8", "w4a16", "nf4"}

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdqc.compiler.quantize.codecs import IntegerCodec, Nvfp4Codec, choose_scales
+from svdqc.compiler.quantize.codecs import (
+    IntegerCodec,
+    MultipliedCodec,
+    Nvfp4Codec,
+    choose_scales,
+)
 from svdqc.compiler.quantize.gptq import factor, quantize_with_feedback, round_to_nearest
 from svdqc.compiler.quantize.low_rank import branch_of, diagonal_metric, leading_subspace
 from svdqc.compiler.quantize.polish import sweep
@@ -59,7 +64,8 @@ def test_feedback__is_gptq() -> None:
 
 def test_feedback_then_sweeps__each_lowers_the_loss() -> None:
     hessian, target = correlated_hessian(128), randn(40, 128, seed=7)
-    for codec in (IntegerCodec(32, "signed8"), Nvfp4Codec(2.0**-8)):
+    multiplied = MultipliedCodec.fitting(target, 32, "signed8")
+    for codec in (IntegerCodec(32, "signed8"), Nvfp4Codec(2.0**-8), multiplied):
         nearest = round_to_nearest(target, codec, clip=True)
         found = quantize_with_feedback(target, factor(hessian, codec.group_size), codec, clip=True)
         losses = [loss(target, hessian, *nearest), loss(target, hessian, *found)]

@@ -28,6 +28,7 @@ from svdqc.compiler.targets.select import parse_targets
 from svdqc.compiler.tune.chooser import Recorded
 from svdqc.compiler.tune.errors import AmbiguousMachine, TuningFileUnreadable
 from svdqc.compiler.tune.record import Machine, TuningRecord, key_of
+from svdqc.compiler.tune.sites import find_sites
 from svdqc.compiler.tune.store import append_records
 from svdqc.runtime.library import cpu_features
 
@@ -108,6 +109,27 @@ def test_recorded__cuda_tile_is_in_the_code() -> None:
     assert blocks[0].tile.cpp in before
     assert blocks[3].tile.cpp in after
     assert blocks[3].tile.cpp not in before
+
+
+def test_recorded__a_group_has_the_block_of_its_largest_member() -> None:
+    """What is asked of the chooser and what is measured is that member; the other takes its tile."""
+    builder = ProgramBuilder()
+    inputs = [builder.input(torch.zeros(rows, 64)) for rows in (40, 96)]
+    weights = [builder.weight(f"w{i}", torch.zeros(128, 64)) for i in range(2)]
+    pairs = zip(inputs, weights, strict=True)
+    program = builder.finish(*[builder.call(aten.linear.default, *pair) for pair in pairs])
+    backend, asked = CudaBackend(SM_80), Asked()
+    (analytic,) = lowered(program, backend, asked).kernels.values()
+    ((problem, blocks),) = asked.calls
+    (site,) = find_sites(program, fuse(program, GPU_TRAITS), backend)
+    assert site.problem == problem
+    assert (problem.rows, site.launches, site.blocks) == (96, 1, blocks)
+    (record,) = records_for(asked.calls, "cuda:sm_80", MACHINE, 3)
+    chooser = Recorded({record.key: record}, "cuda:sm_80", MACHINE)
+    ((name, tuned),) = lowered(program, backend, chooser).kernels.items()
+    assert "_group2__" in name
+    assert blocks[3].tile.cpp in tuned
+    assert blocks[3].tile.cpp not in analytic
 
 
 def test_recorded__what_does_not_match_is_analytic() -> None:

@@ -20,6 +20,7 @@ from svdqc.compiler.targets.folders import include_folders
 class CpuBackend:
     arguments = "args->"
     packed_codes = False
+    param_words = 0
 
     def blocks(self, program: RowProgram) -> Iterable[Block]:
         return blocks(program)

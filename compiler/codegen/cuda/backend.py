@@ -16,6 +16,7 @@ from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import Scratch, StatementPrinter
 from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.codegen.rowprogram import RowProgram
+from svdqc.compiler.plan.verify import MAX_PARAM_WORDS
 from svdqc.compiler.targets.cuda import CudaTarget
 from svdqc.compiler.targets.folders import cuda_include_folders
 
@@ -28,6 +29,7 @@ class CudaBackend:
 
     arguments = "args."
     packed_codes = True
+    param_words = MAX_PARAM_WORDS
 
     def blocks(self, program: RowProgram) -> Sequence[Block]:
         return blocks(program, self.target)

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from svdqc.compiler.codegen.columns import Place
+from svdqc.compiler.codegen.ops.anchors import num_groups
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import Loop
+from svdqc.compiler.codegen.region import Region
 from svdqc.compiler.ir.intexpr import prod
 
 
@@ -32,9 +34,9 @@ class Elements:
         return [f"if ({self.condition}) {{", *(f"  {line}" for line in lines), "}"]
 
 
-def unsigned(params: Params, size: object, force: bool = False) -> str:
+def unsigned(params: Params, size: object) -> str:
     """A size as 32 bits."""
-    text = params.scalar(size, force=force)  # type: ignore[arg-type]
+    text = params.scalar(size)  # type: ignore[arg-type]
     return f"{text}u" if text.isdigit() else f"static_cast<uint32_t>({text})"
 
 
@@ -55,12 +57,11 @@ def of_rows(params: Params, loops: Sequence[Loop]) -> Elements:
 
 
 def of_tile(
-    params: Params, place: Place, loops: Sequence[Loop], columns: int, width: int | None
+    params: Params, place: Place, loops: Sequence[Loop], columns: int, region: Region
 ) -> Elements:
     """What a tile of so many columns, from col_begin, has of a value; `block` is its block within the tile.
 
     loops  those of the value's that are still to be found: an unrolled one is not
-    width  of the anchor, if tiles cut it evenly; None: a tile may end at any multiple of the block
     """
     names = {str(i) for i, _ in loops}
     within = [loop for loop in reversed(place.within) if str(loop[0]) in names]
@@ -80,10 +81,9 @@ def of_tile(
     first = first if place.block == 1 else f"{first} / {place.block}u"
     first = first if place.first == 0 else f"{first} - {place.first}u"
     lines.append(f"const uint32_t place = {first} + block;")
-    begin, end = place.first * place.block, (place.num_blocks + place.first) * place.block
-    whole = begin == 0 and width is not None and end.lower() >= width
+    condition, width = presence(params, place, region), _tiled_width(region)
     outside = []
-    if not (whole and width is not None and width % columns == 0):
+    if condition or width is None or width % columns:
         outside.append(f"place >= {unsigned(params, place.num_blocks)}")
     if width is None:
         outside.append(f"col_begin + block * {place.block}u >= col_end")
@@ -95,7 +95,21 @@ def of_tile(
         extent = unsigned(params, size)
         lines.append(f"const int64_t {i} = {rest if last else f'{rest} % {extent}'};")
         rest = f"{rest} / {extent}"
-    condition = ""
-    if not whole:  # a slice of the columns, which this tile may have none of
-        condition = f"col_end > {begin} && col_begin < {params.scalar(end)}"
     return Elements(str(blocks * elements), lines, condition)
+
+
+def presence(params: Params, place: Place, region: Region) -> str:
+    """The condition that a tile has something of a value: a slice of the anchor's columns, it may have none of. ""
+    where the value has all of them."""
+    begin, end = place.columns
+    width = _tiled_width(region)
+    if begin == 0 and width is not None and end.lower() >= width:
+        return ""
+    return f"col_end > {begin} && col_begin < {params.scalar(end)}"
+
+
+def _tiled_width(region: Region) -> int | None:
+    """Columns of the anchor, if tiles cut them evenly; None: a tile may end at any multiple of a block."""
+    if region.anchor is None or num_groups(region.anchor) > 1:
+        return None
+    return region.layout.inner_elements(region.anchor).as_int()

@@ -62,8 +62,11 @@ def quantized_bytes(node: Node) -> int:
     return 4 * (part + 20) + (4 * rank + 64 if part < in_features else 0)
 
 
-def quantizer(node: Node, in_features: int, threads: int, params: Params) -> RowCoder:
-    """How the rows of a quantization are coded."""
+def quantizer(
+    node: Node, in_features: int, threads: int, params: Params, runs: str = "svdq::Dense"
+) -> RowCoder:
+    """How the rows of a quantization are coded. runs: the svdq::Runs that they are in shared memory; int4 alone has
+    other ones."""
     group, range_name, rotated = operands(node)[3:6]
     rotate = "true" if rotated else "false"
     if is_e2m1(node):
@@ -81,7 +84,7 @@ def quantizer(node: Node, in_features: int, threads: int, params: Params) -> Row
         return RowCoder(function, 1, in_features, in_features, 1)
     kind = RANGES[str(range_name)]
     per_byte = 1 if kind == "Symmetric127" else 2
-    function = f"quantize_s4<{group}, svdq::ActRange::{kind}, {rotate}, {threads}>"
+    function = f"quantize_s4<{group}, svdq::ActRange::{kind}, {rotate}, {threads}, {runs}>"
     groups = in_features // int(group)
     return RowCoder(
         function, groups, in_features // per_byte, int(group), per_byte, f", {in_features}"

@@ -18,7 +18,6 @@ from svdqc.compiler.codegen.cuda.elements import Elements, of_rows, of_tile, spl
 from svdqc.compiler.codegen.cuda.quantizers import part_of, quantizer
 from svdqc.compiler.codegen.cuda.tile_quantize import quantize_tile
 from svdqc.compiler.codegen.memory import Memory
-from svdqc.compiler.codegen.ops.anchors import num_groups
 from svdqc.compiler.codegen.ops.registry import Index
 from svdqc.compiler.codegen.printing.backend import Block
 from svdqc.compiler.codegen.printing.expressions import value_type
@@ -138,10 +137,7 @@ class CudaStatements(StatementPrinter):
         return "static_cast<uint32_t>(row_begin + r)"
 
     def row_size(self, size: IntExpr) -> str:
-        return self._unsigned(size, force=True)
-
-    def _unsigned(self, size: IntExpr, force: bool = False) -> str:
-        return unsigned(self.params, size, force)
+        return f"static_cast<uint32_t>({self.params.rows(size)})"
 
     # ---- loops
 
@@ -193,12 +189,10 @@ class CudaStatements(StatementPrinter):
 
     def _enumerated(self, loops: Sequence[Loop]) -> Elements:
         """What the CTA has of the statement's value."""
-        place, anchor = self._place, self.program.region.anchor
-        if place is None or anchor is None:
+        place = self._place
+        if place is None:
             return of_rows(self.params, loops)
-        width = self.program.region.layout.inner_elements(anchor).as_int()
-        width = None if num_groups(anchor) > 1 else width
-        return of_tile(self.params, place, loops, self.block.columns, width)
+        return of_tile(self.params, place, loops, self.block.columns, self.program.region)
 
     def _thread_loop(self, name: str, count: str) -> list[str]:
         return [
@@ -315,7 +309,7 @@ class CudaStatements(StatementPrinter):
     def gather(self, source: Node, name: str, stride: str, lead: Index | None = None) -> list[str]:
         lines, text, width = self.gathered_value(source, lead, "")
         body = [*lines, f"{name}[r * {stride} + ik] = {text};"]
-        extent = self._unsigned(width)
+        extent = unsigned(self.params, width)
         head = [f"const int64_t ik = e % {extent};", f"const int64_t r = e / {extent};"]
         return [
             *self._thread_loop("e", f"rows * {self.params.scalar(width)}"),

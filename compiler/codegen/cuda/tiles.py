@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isqrt
+from typing import Protocol
 
 from svdqc.compiler.targets.cuda import REGISTERS_PER_THREAD, CudaTarget
 
@@ -107,6 +109,22 @@ STAGES = (2, 3, 4, 5)
 UNUSUAL_STAGES = 0.15
 
 
+class SharedProduct(Protocol):
+    """A product whose operands pass through shared memory: the header it is in, bits of an element of either side, and
+    how much memory it needs."""
+
+    @property
+    def header(self) -> str: ...
+
+    @property
+    def x_bits(self) -> int: ...
+
+    @property
+    def w_bits(self) -> int: ...
+
+    def gemm_bytes(self, tile: Tile) -> int: ...
+
+
 @dataclass(frozen=True)
 class Coded:
     """Products of codes by svdq::IntGemm: bits of both sides, k that share a scale (0: all), and whether 4-bit tensor
@@ -159,6 +177,7 @@ class Nvfp4:
 
     bk = 128
     header = "gemm_nvfp4.h"
+    x_bits = w_bits = 4
 
     def gemm_bytes(self, tile: Tile) -> int:
         """Shared memory of the whole product."""
@@ -222,6 +241,11 @@ class Floats:
 
     bk = 32
     header = "gemm_float.h"
+    x_bits = 32
+
+    @property
+    def w_bits(self) -> int:
+        return 8 * self.w_bytes
 
     def gemm_bytes(self, tile: Tile) -> int:
         """Shared memory of the whole product."""
@@ -253,8 +277,7 @@ Suits = Callable[[Tile], bool]
 
 def clocks(tile: Tile, product: Product, target: CudaTarget, m: int, n: int, k: int) -> float:
     """What the model expects of a whole product of m x n over k."""
-    shared = product.gemm_bytes(tile)
-    resident = target.max_ctas(tile.threads, shared, tile.registers)
+    resident = resident_ctas(tile, product, target)
     ctas = -(-m // tile.rows) * -(-n // tile.columns)
     per_sm = -(-ctas // target.num_sms)
     together = min(resident, per_sm)
@@ -262,6 +285,25 @@ def clocks(tile: Tile, product: Product, target: CudaTarget, m: int, n: int, k: 
     loop = product.clocks(tile, target) * -(-k // 64) / busy
     around = START_CLOCKS + STORE_CLOCKS * tile.rows * tile.columns
     return per_sm * (loop + around / together)
+
+
+def resident_ctas(tile: Tile, product: SharedProduct, target: CudaTarget) -> int:
+    """CTAs that an SM holds at a time."""
+    return target.max_ctas(tile.threads, product.gemm_bytes(tile), tile.registers)
+
+
+def band_height(ctas: int, rows: int, columns: int, column_tiles: int) -> int:
+    """Row tiles of a band (tile_order.h), of which the GPU computes `ctas` tiles at a time: those of h rows of tiles,
+    ctas / h columns of them. The best h reads least, about as much of rows as of columns. But a band shall hold two
+    such waves, for a wave that lies in two bands reads the rows of both; else tiles are computed row by row.
+
+    rows, columns  what a row and a column of tiles read, in any unit
+    column_tiles   how many columns of tiles the result has
+    """
+    # h * rows = ctas / h * columns
+    low = max(1, isqrt(ctas * columns // rows))
+    best = min(low, low + 1, key=lambda h: h * rows + ctas / h * columns)
+    return best if best * column_tiles >= 2 * ctas else 1
 
 
 def choose_tile(

@@ -7,6 +7,7 @@ from svdqc.compiler.codegen.ops import (
     indexing,
     pooling,
     reductions,
+    sampling,
     views,
 )
 from svdqc.compiler.codegen.ops.registry import OPS, OpRule, rule_of
@@ -21,5 +22,6 @@ __all__ = [
     "pooling",
     "reductions",
     "rule_of",
+    "sampling",
     "views",
 ]

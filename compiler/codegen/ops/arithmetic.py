@@ -242,7 +242,9 @@ def _clamp_to(ctx: ElementContext, node: Node, idx: Index, low: object, high: ob
     return cast(value, dtype_of(node))
 
 
-@element_rule("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf")
+@element_rule(
+    "aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar"
+)
 def _where(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     dtype = dtype_of(node)
     condition = ctx.operand(node.args[0], idx, "bool")

@@ -1,4 +1,4 @@
-"""Ops whose addresses are data: gathers, embeddings, advanced indexing, interpolation."""
+"""Ops whose addresses are data: gathers, embeddings, advanced indexing."""
 
 from __future__ import annotations
 
@@ -9,18 +9,9 @@ from torch.fx import Node
 from svdqc.compiler.codegen.ops.registry import (
     ElementContext,
     Index,
-    argument,
-    compute_dtype,
-    dtype_of,
     element_rule,
 )
-from svdqc.compiler.codegen.scalar import (
-    Const,
-    IndexValue,
-    Op,
-    Scalar,
-    cast,
-)
+from svdqc.compiler.codegen.scalar import Scalar
 from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.ir.rewrite import operands
 
@@ -72,79 +63,3 @@ def _index(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
         else:
             own.append(ctx.indirects.index(_tensor_at(ctx, index_node, shared), shape[axis]))
     return ctx.read(source, tuple(own))  # type: ignore[arg-type]
-
-
-@element_rule(
-    "aten.upsample_nearest1d.default",
-    "aten.upsample_nearest2d.default",
-    "aten.upsample_nearest3d.default",
-    "aten.upsample_nearest1d.vec",
-    "aten.upsample_nearest2d.vec",
-    "aten.upsample_nearest3d.vec",
-    kind="view",
-)
-def _upsample_nearest(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
-    """floor(i * in / out), in integers: exact where the scale is a ratio of the sizes, as it is for whole factors."""
-    source = node.args[0]
-    sizes, outs = ctx.shape(source), ctx.shape(node)  # type: ignore[arg-type]
-    own = list(idx)
-    for axis in range(2, len(sizes)):
-        own[axis] = (idx[axis] * sizes[axis]) // outs[axis]
-    return ctx.read(source, tuple(own))  # type: ignore[arg-type]
-
-
-@element_rule(
-    "aten.upsample_bilinear2d.default",
-    "aten.upsample_bilinear2d.vec",
-    "aten.upsample_linear1d.vec",
-    "aten.upsample_linear1d.default",
-)
-def _upsample_linear(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
-    """Linear interpolation along the last one or two axes, with or without aligned corners."""
-    source = node.args[0]
-    assert isinstance(source, Node)
-    sizes, outs = ctx.shape(source), ctx.shape(node)
-    align = bool(argument(node, 2, "align_corners", False))
-    dtype = compute_dtype(dtype_of(node))
-
-    def at(axis: int, prefix: Index) -> Scalar:
-        if axis == len(sizes):
-            return cast(ctx.read(source, prefix), dtype)
-        position = _source_position(idx[axis], sizes[axis], outs[axis], align)
-        low = Op("floor", (position,), "f32")
-        weight = cast(Op("sub", (position, low), "f32"), dtype)
-        first = ctx.indirects.index(cast(low, "i64"), sizes[axis])
-        second = ctx.indirects.index(
-            Op(
-                "minimum",
-                (
-                    Op("add", (cast(low, "i64"), Const(1, "i64")), "i64"),
-                    IndexValue(sizes[axis] - 1),
-                ),
-                "i64",
-            ),
-            sizes[axis],
-        )
-        a, b = at(axis + 1, (*prefix, first)), at(axis + 1, (*prefix, second))
-        one = Const(1.0, dtype)
-        return Op(
-            "add",
-            (Op("mul", (Op("sub", (one, weight), dtype), a), dtype), Op("mul", (weight, b), dtype)),
-            dtype,
-        )
-
-    return cast(at(2, idx[:2]), dtype_of(node))
-
-
-def _source_position(i: IntExpr, size: IntExpr, out: IntExpr, align: bool) -> Scalar:
-    """The real-valued source coordinate of output element i, clamped at 0 (torch's area_pixel_compute_source_index)."""
-    position = cast(IndexValue(i), "f32")
-    if align:
-        ratio = Op(
-            "div", (cast(IndexValue(size - 1), "f32"), cast(IndexValue(out - 1), "f32")), "f32"
-        )
-        return Op("mul", (position, ratio), "f32") if out.lower() > 1 else Const(0.0, "f32")
-    half = Const(0.5, "f32")
-    ratio = Op("div", (cast(IndexValue(size), "f32"), cast(IndexValue(out), "f32")), "f32")
-    centre = Op("mul", (Op("add", (position, half), "f32"), ratio), "f32")
-    return Op("maximum", (Op("sub", (centre, half), "f32"), Const(0.0, "f32")), "f32")

@@ -232,6 +232,28 @@ def _constant_pad(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     return guarded(inside, ctx.read(source, tuple(own)), value)
 
 
+@element_rule("aten.unfold.default", kind="view")
+def _unfold(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
+    """Windows along an axis: their number takes the axis's place, their elements are a new last axis."""
+    source = _node(node.args[0])
+    axis = int(node.args[1]) % max(len(idx) - 1, 1)  # type: ignore[arg-type]
+    place = idx[axis] * ctx.size(node.args[3]) + idx[-1]  # type: ignore[arg-type]
+    own = (*idx[:axis], place, *idx[axis + 1 : -1])
+    return ctx.read(source, own[: len(ctx.shape(source))])
+
+
+@element_rule("aten.diagonal.default", kind="view")
+def _diagonal(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
+    source = _node(node.args[0])
+    rank = len(ctx.shape(source))
+    offset = int(argument(node, 1, "offset", 0))
+    first, second = (int(argument(node, p, f"dim{p - 1}", p - 2)) % rank for p in (2, 3))
+    rest = iter(idx[:-1])
+    own = [ZERO if axis in (first, second) else next(rest) for axis in range(rank)]
+    own[first], own[second] = idx[-1] + max(-offset, 0), idx[-1] + max(offset, 0)
+    return ctx.read(source, tuple(own))
+
+
 @element_rule("aten.flip.default", kind="view")
 def _flip(ctx: ElementContext, node: Node, idx: Index) -> Scalar:
     source = _node(node.args[0])

@@ -40,7 +40,10 @@ class Block:
 
 @dataclass
 class AnchorCode:
-    """An anchor's part of a kernel: the template and its parameters, and lines around the anchor's own code."""
+    """An anchor's part of a kernel: the template and its parameters, and lines around the anchor's own code.
+
+    most_ctas  that compute the tasks, each one after another; None: a CTA for each
+    """
 
     template: str
     context: dict[str, Any]
@@ -48,6 +51,7 @@ class AnchorCode:
     headers: list[str]
     before: list[str] = field(default_factory=list)
     scratch_declarations: list[str] = field(default_factory=list)
+    most_ctas: int | None = None
 
 
 class Backend(Protocol):
@@ -55,6 +59,7 @@ class Backend(Protocol):
 
     arguments     how a kernel spells what its launch hands over, as in `args->buffers`
     packed_codes  whether 4-bit codes of activations lie in memory two a byte
+    param_words   of 8 bytes that the launch of a group of regions may hand over; 0: regions are launched one by one
     """
 
     @property
@@ -62,6 +67,9 @@ class Backend(Protocol):
 
     @property
     def packed_codes(self) -> bool: ...
+
+    @property
+    def param_words(self) -> int: ...
 
     def blocks(self, program: RowProgram) -> Iterable[Block]:
         """Every block that a region can have; the analytic model's choice first, then the better before the worse.

@@ -33,11 +33,17 @@ class BufferParam:
 
 
 class Params:
-    """Collects what the code refers to, in order of first use, so that equal regions have equal code."""
+    """Collects what the code refers to, in order of first use, so that equal regions have equal code.
 
-    def __init__(self) -> None:
+    rows_apart  a number of rows shares no parameter with another integer that happens to be equal: then regions have
+                equal code whatever their rows
+    """
+
+    def __init__(self, rows_apart: bool = False) -> None:
         self.buffers: list[BufferParam] = []
         self.scalars: list[IntExpr] = []
+        self._rows_apart = rows_apart
+        self._scalar_at: dict[tuple[IntExpr, bool], int] = {}
         self._by_key: dict[tuple[BufferKey, str, IntExpr, bool], int] = {}
 
     def buffer(self, storage: Storage, access: str, reach: IntExpr | None = None) -> str:
@@ -60,9 +66,17 @@ class Params:
         expr = IntExpr.of(expr)
         if expr.is_const and not force:
             return str(expr.const)
-        if expr not in self.scalars:
+        return self._parameter(expr, False)
+
+    def rows(self, size: IntExpr) -> str:
+        """The C text of the number of rows, or of an axis of them: a scalar parameter."""
+        return self._parameter(size, self._rows_apart)
+
+    def _parameter(self, expr: IntExpr, apart: bool) -> str:
+        if (expr, apart) not in self._scalar_at:
+            self._scalar_at[expr, apart] = len(self.scalars)
             self.scalars.append(expr)
-        return f"s{self.scalars.index(expr)}"
+        return f"s{self._scalar_at[expr, apart]}"
 
     def integer(self, expr: IntExpr) -> str:
         """The C text of an expression over loop indices and dims."""
@@ -93,16 +107,30 @@ class Params:
             return f"svdq::{'floor_div' if atom.op == 'floordiv' else 'floor_mod'}({lhs}, {rhs})"
         return f"svdq::{atom.op}_i64({lhs}, {rhs})"
 
-    def declarations(self, arguments: str) -> list[str]:
-        """C statements that bind the parameters to names; `arguments` is how the kernel spells its own ("args->")."""
+    @property
+    def kinds(self) -> tuple[tuple[tuple[str, str], ...], int]:
+        """What declarations depend on: (dtype, access) of each buffer, and the number of scalars."""
+        return tuple((param.dtype, param.access) for param in self.buffers), len(self.scalars)
+
+    def declarations(self, arguments: str, of_member: bool = False) -> list[str]:
+        """C statements that bind the parameters to names; `arguments` is how the kernel spells its own ("args->").
+
+        of_member  of several sets of them, those of number `member.number` are bound
+        """
+        buffers, num_scalars = self.kinds
+        unused = "[[maybe_unused]] " if of_member else ""  # where a member is only loaded
+
+        def at(i: int, count: int) -> str:
+            return f"[member.number * {count} + {i}]" if of_member else f"[{i}]"
+
         lines = []
-        for i, param in enumerate(self.buffers):
-            const = "const " if param.access == "read" else ""
-            pointer = f"{const}{C_TYPES[param.dtype]}*"
-            lines.append(f"{pointer} const b{i} = static_cast<{pointer}>({arguments}buffers[{i}]);")
-        lines.extend(
-            f"const int64_t s{i} = {arguments}scalars[{i}];" for i in range(len(self.scalars))
-        )
+        for i, (dtype, access) in enumerate(buffers):
+            pointer = f"{'const ' if access == 'read' else ''}{C_TYPES[dtype]}*"
+            argument = f"{arguments}buffers{at(i, len(buffers))}"
+            lines.append(f"{unused}{pointer} const b{i} = static_cast<{pointer}>({argument});")
+        for i in range(num_scalars):
+            argument = f"{arguments}scalars{at(i, num_scalars)}"
+            lines.append(f"{unused}const int64_t s{i} = {argument};")
         return lines
 
 

@@ -6,7 +6,7 @@
 
 namespace svdq {
 
-// From and to are 16-byte aligned, bytes a multiple of 16.
+// Both 16-byte aligned, bytes a multiple of 16.
 SVDQ_INLINE void copy_to_shared(char* to, const void* from, int bytes) {
   const char* const source = static_cast<const char*>(from);
   for (int i = static_cast<int>(thread_id()) * 16; i < bytes; i += 128 * 16) {
@@ -16,16 +16,24 @@ SVDQ_INLINE void copy_to_shared(char* to, const void* from, int bytes) {
   cta_sync();
 }
 
-// a: 64 rows of 128 bytes of k, b: N; d [128, N / 2]. The product of the first 32 k.
+// a: 64 rows of 128 bytes of k, b: N; d [128, N / 2]. The product of the first 32 k. held: a again,
+// as four words of each thread.
 template <int N>
-SVDQ_INLINE void by_wgmma(const void* from_a, const void* from_b, int32_t* to) {
+SVDQ_INLINE void by_wgmma(const void* from_a, const void* from_b, const uint32_t* held,
+                          int32_t* to) {
   char* const a = shared_memory();
   char* const b = a + 64 * 128;
   copy_to_shared(a, from_a, 64 * 128);
   copy_to_shared(b, from_b, N * 128);
+  uint32_t words[4];
+  for (int i = 0; i < 4; ++i) words[i] = held != nullptr ? held[thread_id() * 4 + i] : 0;
   int32_t d[N / 2];
   wgmma_fence();
-  wgmma_s8<N>(d, wgmma_operand(a, 128, 1024), wgmma_operand(b, 128, 1024), false);
+  if (held != nullptr) {
+    wgmma_s8<N>(d, words, wgmma_operand(b, 128, 1024), false);
+  } else {
+    wgmma_s8<N>(d, wgmma_operand(a, 128, 1024), wgmma_operand(b, 128, 1024), false);
+  }
   wgmma_commit();
   wgmma_wait<0>();
   for (int i = 0; i < N / 2; ++i) to[thread_id() * (N / 2) + i] = d[i];
@@ -93,10 +101,16 @@ SVDQ_INLINE void by_tcgen05(const void* from_a, const void* from_b, const void* 
 
 }  // namespace svdq
 
-// buffers: a, b, d
-#define WGMMA(N)                                                                                \
-  SVDQ_CUDA_KERNEL(wgmma_##N, 128, 0, 64 * 128 + N * 128, 3, 0) {                               \
-    svdq::by_wgmma<N>(args.buffers[0], args.buffers[1], static_cast<int32_t*>(args.buffers[2])); \
+// buffers: a, b, d; then a, b, d, held
+#define WGMMA(N)                                                        \
+  SVDQ_CUDA_KERNEL(wgmma_##N, 128, 0, 64 * 128 + N * 128, 3, 0) {       \
+    int32_t* const d = static_cast<int32_t*>(args.buffers[2]);          \
+    svdq::by_wgmma<N>(args.buffers[0], args.buffers[1], nullptr, d);    \
+  }                                                                     \
+  SVDQ_CUDA_KERNEL(wgmma_held_##N, 128, 0, 64 * 128 + N * 128, 4, 0) {  \
+    int32_t* const d = static_cast<int32_t*>(args.buffers[2]);          \
+    const uint32_t* held = static_cast<const uint32_t*>(args.buffers[3]); \
+    svdq::by_wgmma<N>(args.buffers[0], args.buffers[1], held, d);       \
   }
 WGMMA(64)
 WGMMA(128)

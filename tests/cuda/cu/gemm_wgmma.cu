@@ -1,33 +1,35 @@
 // Products of coded operands by warpgroups, one kernel per kind of code: what
 // tests/cuda/test_gemm_wgmma.py runs. The test defines KERNELS(X) before this text; X(name,
-// columns and stages of the tile, codes).
+// product, codes, tile...).
 #include "svdq_cuda/gemm_low_rank.h"
 #include "svdq_cuda/gemm_wgmma.h"
+#include "svdq_cuda/gemm_wgmma_s4.h"
 #include "svdq_cuda/kernel.h"
 
-// buffers: x codes, x scale, w codes, w scale, low, up, bias, out; scalars: rows, columns, k, rank,
-// row stride of out, groups of k with a weight scale.
+// buffers: x codes, x scale, w codes, w scale, low, up, bias, out, multipliers of w; scalars: rows,
+// columns, k, rank, row stride of out.
 template <class Gemm>
-SVDQ_INLINE void run(const svdq::KernelArgs<8, 6>& args) {
+SVDQ_INLINE void run(const svdq::KernelArgs<9, 5>& args) {
   using Tile = typename Gemm::Tile;
   const int64_t m = args.scalars[0], n = args.scalars[1], k = args.scalars[2];
   const int64_t rank = args.scalars[3], ldo = args.scalars[4];
   const svdq::WgmmaX x{args.buffers[0], static_cast<const float*>(args.buffers[1]), m, k};
   const svdq::WgmmaW w{args.buffers[2], static_cast<const uint16_t*>(args.buffers[3]), n,
-                       args.scalars[5]};
+                       static_cast<const int8_t*>(args.buffers[8])};
   const float* const bias = static_cast<const float*>(args.buffers[6]);
-  const svdq::TileOrder order(static_cast<uint32_t>(svdq::ceil_div(m, Tile::BM)),
-                              static_cast<uint32_t>(svdq::ceil_div(n, Tile::BN)));
+  const svdq::TileOrder<Tile::BM, Tile::BN, 2> order(m, n);
   Gemm gemm(svdq::shared_memory());
   gemm.begin();
   if (!gemm.multiplies()) {
-    gemm.feed(x, w, order);
+    gemm.feed(order.tiles, k, [&](uint32_t number) SVDQ_LAMBDA -> svdq::WgmmaSource {
+      return {x, w, order.place(number)};
+    });
     return;
   }
   gemm.take();
   SVDQ_NO_UNROLL
   for (uint32_t number = svdq::cta_id(); number < order.tiles; number += svdq::num_ctas()) {
-    const svdq::TilePlace place = order.place<Tile>(number);
+    const svdq::TilePlace place = order.place(number);
     gemm.multiply(k);
     gemm.scale(x, w, place, [&](int64_t c) SVDQ_LAMBDA { return bias[c]; });
     if (rank > 0) {
@@ -52,10 +54,9 @@ SVDQ_INLINE void run(const svdq::KernelArgs<8, 6>& args) {
   }
 }
 
-#define TEST_KERNEL(name, columns, stages, codes)                                     \
-  using name##_tile = svdq::GemmTile<128, columns, 8, 1, stages, 1>;                  \
-  using name##_gemm = svdq::WgmmaGemm<name##_tile, svdq::codes>;                      \
-  SVDQ_CUDA_KERNEL(name, name##_gemm::kThreads, 1, name##_gemm::kSharedBytes, 8, 6) { \
+#define TEST_KERNEL(name, product, codes, ...)                                        \
+  using name##_gemm = svdq::product<svdq::__VA_ARGS__, svdq::codes>;                  \
+  SVDQ_CUDA_KERNEL(name, name##_gemm::kThreads, 1, name##_gemm::kSharedBytes, 9, 5) { \
     run<name##_gemm>(args);                                                           \
   }
 KERNELS(TEST_KERNEL)

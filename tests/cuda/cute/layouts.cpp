@@ -5,6 +5,7 @@
 //                         order of its registers, as row + rows * k (c: row + rows * column)
 //   NAME.a_scale, .b_scale   the same of the scales that a lane gives for each of its 64 k
 //   wgmma.N               the same of a warpgroup's results: row + 64 * column
+//   wgmma.a               the same of its left operand of bytes in registers: row + 64 * k
 //   wgmma.stage           where byte k of row r lies in 128 rows of 128 bytes of k, core matrices
 //                         along k together; by r, then k
 //   wgmma.operand, tcgen05.operand   descriptors, of address 0, of operands that lie so (the
@@ -110,6 +111,7 @@ int main(int, char** argv) {
   tell_mma<E2m1>("e2m1.m16n8k64");
   tell_scales<E2m1>("e2m1.m16n8k64");
 
+  tell("wgmma.a", "", SM90::GMMA::ALayout_64x32{});
   tell_wgmma<64>();
   tell_wgmma<128>();
   tell_wgmma<192>();

@@ -42,10 +42,12 @@ extern "C" void gemm_int8(int64_t rows, int64_t k, const int8_t* codes, const fl
 
 extern "C" void gemm_w4a8(int64_t rows, int64_t k, const int8_t* codes, const float* x_scale,
                           const uint8_t* w, const uint16_t* w_scale, int64_t begin, int64_t end,
-                          float* out, int64_t ldo, int64_t accumulate, void* packed) {
-  svdq::pack_codes<64, svdq::S4Weights>(rows, k, codes, x_scale, true, 1.0f, packed);
-  svdq::gemm_codes_onto<64, 127, svdq::S4Weights>(rows, k, packed, w, w_scale, begin, end, out, ldo,
-                                                  accumulate != 0, [](int64_t, int64_t, float*) {});
+                          float* out, int64_t ldo, int64_t accumulate, void* packed,
+                          const int8_t* multiplier) {
+  svdq::pack_codes<64, svdq::S4Multiplied>(rows, k, codes, x_scale, true, 1.0f, packed);
+  svdq::gemm_codes_onto<64, 127, svdq::S4Multiplied>(
+      rows, k, packed, w, multiplier, begin, end, out, ldo, accumulate != 0,
+      [](int64_t, int64_t, float*) {}, w_scale);
 }
 
 extern "C" void gemm_nvfp4(int64_t rows, int64_t k, const int8_t* codes, const float* x_scale,

@@ -18,13 +18,14 @@ from svdqc.compiler.codegen.printing.statements import StatementPrinter
 from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.intexpr import IntExpr
 from svdqc.compiler.ir.rewrite import operands
+from svdqc.compiler.quantize.ops_formats import CodedLinear
 
 
 @dataclass(frozen=True)
 class CodedFormat:
     """product   which product of the template: "nibbles" (gemm_s4.h), "s8" or "e4m3"
     header    where it is
-    codes, scales  the weight's layouts
+    codes, scales  the weight's layouts; of multiplied codes `scales` is that of a channel's scale
     weights, largest  of nibbles: what they stand for, and the largest input code
     """
 
@@ -48,7 +49,7 @@ class CodedFormat:
 FORMATS = {
     "int8": CodedFormat("s8", "gemm_s8.h", "s8_n16k4"),
     "fp8": CodedFormat("e4m3", "gemm_e4m3.h", "e4m3_n16"),
-    "w4a8": CodedFormat("nibbles", "gemm_s4.h", "s4_n16k4", weights="S4Weights", largest=127),
+    "w4a8": CodedFormat("nibbles", "gemm_s4.h", "s4_n16k4", weights="S4Multiplied", largest=127),
     "nvfp4": CodedFormat(
         "nibbles", "gemm_s4.h", "e2m1_n16k4", "e4m3_scale_n16", weights="E2m1Weights", largest=12
     ),
@@ -61,15 +62,19 @@ def linear_coded(
 ) -> AnchorCode:
     anchor = program.region.anchor
     assert anchor is not None
-    codes, scale, low, w_codes, w_scale, lora_up, bias, precision, w_unit = operands(anchor)
-    form, storages = FORMATS[str(precision)], printer.storages
-    out_features, in_features = (int(s) for s in w_codes.meta["val"].shape)
-    groups, rank = int(w_scale.meta["val"].shape[-1]), int(lora_up.meta["val"].shape[1])
-    scale_groups = int(scale.meta["val"].shape[-1])
+    given = CodedLinear(*operands(anchor))
+    form, storages = FORMATS[given.precision], printer.storages
+    out_features, in_features = (int(s) for s in given.w_codes.meta["val"].shape)
+    of_group = given.w_scale if given.w_multiplier is None else given.w_multiplier
+    groups, rank = int(of_group.meta["val"].shape[-1]), int(given.lora_up.meta["val"].shape[1])
+    scale_groups = int(given.scale.meta["val"].shape[-1])
     declaration, ldo = result_tile(printer, block, out_features)
     packed = printer.scratch.take(IntExpr.of(form.scratch_bytes(block.rows, in_features, groups)))
     columns, num_tasks = column_context(program, block, out_features)
-    w_pointer = printer.pointer(storages.packed(w_codes, form.codes))
+    w_pointer = printer.pointer(storages.packed(given.w_codes, form.codes))
+    multiplier = ""
+    if given.w_multiplier is not None:
+        multiplier = printer.pointer(storages.packed(given.w_multiplier, "multiplier_n16"))
     context = {
         "out_features": out_features,
         "in_features": in_features,
@@ -79,16 +84,17 @@ def linear_coded(
         "group": in_features // groups,
         "scale_groups": scale_groups,
         "by_row": scale_groups == 1 and groups > 1,
-        "unit": power_of_two(float(w_unit), params) if precision == "nvfp4" else "1.0f",
+        "unit": power_of_two(given.w_unit, params) if given.precision == "nvfp4" else "1.0f",
         "rank": rank,
         "ldo": ldo,
-        "codes": printer.pointer(storages[codes]),
-        "scale": printer.pointer(storages[scale]),
-        "low": printer.pointer(storages[low]) if rank else "",
+        "codes": printer.pointer(storages[given.codes]),
+        "scale": printer.pointer(storages[given.scale]),
+        "low": printer.pointer(storages[given.low]) if rank else "",
         "w": f"reinterpret_cast<const uint8_t*>({w_pointer})",
-        "w_scale": printer.pointer(storages.packed(w_scale, form.scales)),
-        "lora_up": printer.pointer(storages.packed(lora_up, "gemm_n16")) if rank else "",
-        **bias_context(printer, bias),
+        "w_scale": printer.pointer(storages.packed(given.w_scale, form.scales)),
+        "multiplier": multiplier,
+        "lora_up": printer.pointer(storages.packed(given.lora_up, "gemm_n16")) if rank else "",
+        **bias_context(printer, given.bias),
         **columns,
     }
     declarations = [declaration, f"void* const packed = scratch + {params.scalar(packed)};"]

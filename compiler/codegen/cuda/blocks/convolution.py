@@ -79,7 +79,7 @@ def convolution(
         "channel_step": params.scalar(channel_step),
     }
     code = product_code(
-        "cuda/conv.cu.j2", program, printer, params, tile, product, outputs, bias, context
+        target, "cuda/conv.cu.j2", program, printer, params, tile, product, outputs, bias, context
     )
     code.headers.append("conv_rows.h")
     return code

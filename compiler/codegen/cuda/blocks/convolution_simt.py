@@ -30,7 +30,7 @@ def convolution_simt(
     group_channels = in_shape[1].const // groups
     group_outputs = out_shape[1].const // groups
     num_rows = program.region.layout.num_rows
-    rows_text = params.scalar(num_rows, force=True)
+    rows_text = params.rows(num_rows)
     tiles = -(-group_outputs // block.columns)
     lines = [
         f"const int64_t row_begin = task / {tiles * groups} * {block.rows};",

@@ -74,6 +74,7 @@ def linear(
         body, text, _ = printer.gathered_value(x, None, "")
         context["x"] = [*printer.decode_row([*body, text]), *body, f"return {text};"]
     return product_code(
+        target,
         "cuda/gemm_float.cu.j2",
         program,
         printer,

@@ -16,7 +16,7 @@ from svdqc.compiler.codegen.cuda.blocks.tensor_cores import (
     tile_blocks,
 )
 from svdqc.compiler.codegen.cuda.quantizers import exponent
-from svdqc.compiler.codegen.cuda.tiles import START_CLOCKS, STORE_CLOCKS, Nvfp4, Tile
+from svdqc.compiler.codegen.cuda.tiles import RATES, START_CLOCKS, STORE_CLOCKS, Nvfp4, Tile
 from svdqc.compiler.codegen.packed_rows import e2m1_code_bytes, e2m1_scale_bytes
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
@@ -25,12 +25,14 @@ from svdqc.compiler.codegen.rowprogram import RowProgram
 from svdqc.compiler.ir.rewrite import operands
 from svdqc.compiler.targets.cuda import CudaTarget
 
-TCGEN05_TILES = (Tile(128, 128, 4, 2, 3, 2), Tile(128, 64, 4, 2, 3, 2))
-"""svdq::Tcgen05Gemm's: eight warps of 32 rows, three stages of 256 k."""
+TCGEN05_TILES = (Tile(128, 128, 4, 2, 3, 2), Tile(128, 64, 4, 2, 3, 2), Tile(128, 32, 4, 1, 6, 2))
+"""svdq::Tcgen05Gemm's: eight warps of 32 rows, three stages of 256 k; for few rows four, and six stages."""
 BARRIER_BYTES = 128
 CTAS = 2
-"""Of an SM: one multiplies while the other makes its first sums or stores its last. A branch in f32 has not the
-registers for it."""
+"""Of an SM, where they fit: one multiplies while the other makes its first sums or stores its last. A branch in f32 has
+not the registers for it."""
+BOUND_REGISTERS = 128
+"""Of a thread, where CTAS fit."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,29 @@ def linear_nvfp4_blocks(program: RowProgram, target: CudaTarget) -> Sequence[Blo
 def rank_tcgen05_tiles(
     target: CudaTarget, m: int, n: int, k: int, tiles: Sequence[Tile] = TCGEN05_TILES
 ) -> Sequence[Tile]:
-    """`tiles` by the time that they take, as far as tensor cores, shared memory and full waves decide.
+    """`tiles` by the time that they take, as far as tensor cores, shared memory, the second-level cache and full waves
+    decide.
 
-    64 k of a tile are `columns / 2` clocks of tensor cores, which read both sides' codes at 128 bytes a clock.
+    64 k of a tile are `columns / 2` clocks of tensor cores, which read both sides' codes at 128 bytes a clock. Codes
+    and scales of rows that exist come from the cache.
     """
 
     def clocks(tile: Tile) -> float:
-        products = max(tile.columns / 2, 32 * (tile.rows + tile.columns) / 128)
+        products = max(
+            tile.columns / 2,
+            32 * (tile.rows + tile.columns) / 128,
+            36 * (min(m, tile.rows) + tile.columns) / RATES[target.arch].cache_bytes,
+        )
         around = START_CLOCKS + STORE_CLOCKS * tile.rows * tile.columns
         per_sm = -(-(-(-m // tile.rows) * -(-n // tile.columns)) // target.num_sms)
-        return per_sm * (-(-k // 64) * products + around / min(CTAS, per_sm))
+        return per_sm * (-(-k // 64) * products + around / min(_ctas(tile, target), per_sm))
 
     return sorted(tiles, key=clocks)
+
+
+def _ctas(tile: Tile, target: CudaTarget) -> int:
+    """That an SM has room for, CTAS at most."""
+    return min(CTAS, target.max_ctas(tile.threads, Tcgen05().gemm_bytes(tile), BOUND_REGISTERS))
 
 
 def _sizes(program: RowProgram) -> tuple[int, int]:
@@ -119,11 +132,12 @@ def linear_nvfp4(
         "x_scale": printer.pointer(storages[scale]),
         "w": printer.pointer(storages.packed(w_codes, f"e2m1_{layout}")),
         "w_scale": printer.pointer(storages.packed(w_scale, f"e4m3_scale_{layout}")),
-        "unit_exponent": exponent(unit, params),
-        "min_ctas": CTAS if on_tcgen05 and branch.get("lora_stored") != "F32" else 0,
+        "w_more": exponent(unit, params),
+        "min_ctas": _ctas(tile, target) if on_tcgen05 and branch.get("lora_stored") != "F32" else 0,
         **branch,
     }
     return product_code(
+        target,
         "cuda/gemm_int.cu.j2",
         program,
         printer,

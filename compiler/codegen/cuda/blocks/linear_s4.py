@@ -79,10 +79,11 @@ def linear_s4(
         "x_scale": printer.pointer(storages[scale]),
         "w": printer.pointer(storages.packed(w_codes, "s4_mma")),
         "w_scale": f"reinterpret_cast<const uint16_t*>({printer.pointer(storages.packed(w_scale, 'scale_mma'))})",
-        "unit_exponent": "",
+        "w_more": "",
         **low_rank_context(target, printer, low, lora_up),
     }
     return product_code(
+        target,
         "cuda/gemm_int.cu.j2",
         program,
         printer,

@@ -7,6 +7,7 @@ from typing import Any
 from svdqc.compiler.codegen.cuda.blocks.linear import copies_16_bytes
 from svdqc.compiler.codegen.cuda.blocks.parts import bias_text, headers
 from svdqc.compiler.codegen.cuda.blocks.tensor_cores import math_of
+from svdqc.compiler.codegen.cuda.tiles import band_height
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.operands import direct_rows
 from svdqc.compiler.codegen.printing.params import Params
@@ -22,6 +23,9 @@ COLUMNS, WARPS = 32, 8
 LD = COLUMNS + 4
 MOST_ROW_TILES = 4
 TABLE_BYTES = 64
+REGISTERS = 168
+"""Of a thread, at most (tests/cuda/test_gemm_w4.py)."""
+X_BITS, W_BITS = 32, 4
 
 
 def linear_w_block(program: RowProgram, target: CudaTarget) -> Block:
@@ -47,14 +51,15 @@ def linear_w(
     gemm_bytes = WARPS * block.rows * LD * 4 + (TABLE_BYTES if codes == "NF4" else 0)
     offset = printer.scratch.take(IntExpr.of(gemm_bytes))
     printer.tile = ("tile", str(LD), "col_begin")
-    column_tasks = -(-out_features // COLUMNS)
+    column_tiles = -(-out_features // COLUMNS)
+    ctas = target.num_sms * target.max_ctas(block.threads, gemm_bytes, REGISTERS)
     types = f"svdq::{math_of(target)}, svdq::Codes4::{codes}, {group}, {block.rows // 8}"
     context: dict[str, Any] = {
         "gemm": f"svdq::W4Gemm<{types}>",
         "gemm_bytes": gemm_bytes,
         "out_features": out_features,
         "in_features": in_features,
-        "column_tasks": column_tasks,
+        "band": band_height(ctas, block.rows * X_BITS, COLUMNS * W_BITS, column_tiles),
         "codes": printer.pointer(printer.storages.packed(w_codes, layout)),
         "w_scale": printer.pointer(printer.storages.packed(w_scale, "scale_rows")),
         "bias": bias_text(printer, bias),
@@ -70,8 +75,8 @@ def linear_w(
     return AnchorCode(
         "cuda/gemm_w4.cu.j2",
         context,
-        program.region.layout.num_rows.ceildiv(block.rows) * column_tasks,
-        headers(program, "gemm_w4.h"),
+        program.region.layout.num_rows.ceildiv(block.rows) * column_tiles,
+        headers(program, "gemm_w4.h", "tile_order.h"),
         [],
         [f"char* const gemm_memory = scratch + {params.scalar(offset)};"],
     )

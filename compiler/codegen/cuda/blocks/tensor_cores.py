@@ -7,7 +7,15 @@ from typing import Any
 
 from svdqc.compiler.codegen.columns import WIDEST, column_places
 from svdqc.compiler.codegen.cuda.blocks.parts import bias_text, headers
-from svdqc.compiler.codegen.cuda.tiles import Floats, Product, Tile, rank_tiles
+from svdqc.compiler.codegen.cuda.tiles import (
+    Floats,
+    Product,
+    SharedProduct,
+    Tile,
+    band_height,
+    rank_tiles,
+    resident_ctas,
+)
 from svdqc.compiler.codegen.printing.backend import AnchorCode, Block
 from svdqc.compiler.codegen.printing.params import Params
 from svdqc.compiler.codegen.printing.statements import StatementPrinter
@@ -75,12 +83,13 @@ def chosen_tile(block: Block) -> Tile:
 
 
 def product_code(
+    target: CudaTarget,
     template: str,
     program: RowProgram,
     printer: StatementPrinter,
     params: Params,
     tile: Tile,
-    product: Product,
+    product: SharedProduct,
     out_features: int,
     bias: Any,
     context: dict[str, Any],
@@ -89,13 +98,18 @@ def product_code(
     gemm_bytes = product.gemm_bytes(tile)
     offset = printer.scratch.take(IntExpr.of(gemm_bytes), ALIGNMENT)
     printer.tile = ("tile", str(tile.ld), "col_begin")
-    column_tasks = -(-out_features // tile.columns)
-    num_rows = program.region.layout.num_rows
+    column_tiles = -(-out_features // tile.columns)
+    resident = context.get("min_ctas") or resident_ctas(tile, product, target)
     whole = {
         "tile": tile.cpp,
         "gemm_bytes": gemm_bytes,
         "out_features": out_features,
-        "column_tasks": column_tasks,
+        "band": band_height(
+            target.num_sms * resident,
+            tile.rows * product.x_bits,
+            tile.columns * product.w_bits,
+            column_tiles,
+        ),
         "bias": "" if bias is None else bias_text(printer, bias),
         "rank": 0,
         **context,
@@ -104,8 +118,8 @@ def product_code(
     return AnchorCode(
         template,
         whole,
-        num_rows.ceildiv(tile.rows) * column_tasks,
-        headers(program, product.header, *files),
+        program.region.layout.num_rows.ceildiv(tile.rows) * column_tiles,
+        headers(program, product.header, "tile_order.h", *files),
         [],
         [f"char* const gemm_memory = scratch + {params.scalar(offset)};"],
     )

@@ -17,6 +17,10 @@
  * E2M1 weights (E2m1Weights): the nibbles are E2M1 numbers, "e2m1_n16k4", codes of both sides their
  * values doubled, and w_scale "e4m3_scale_n16".
  *
+ * Multiplied weights (S4Multiplied) have an integer per group, "multiplier_n16", in place of
+ * w_scale, and channel_scale, "bf16_scale_n16" [panels, 16]. Their sum over all of k is one exact
+ * integer, below 2^31 for k < 2^17, and is scaled as int8's (gemm_s8.h): one x_scale per row.
+ *
  * Two steps, so that products may share their input and a task may take its columns in ranges:
  *
  * pack_codes_s4            codes, scales and code sums, rearranged for broadcasting: into
@@ -206,14 +210,15 @@ void pack_codes_s4(int64_t rows, int64_t k, const int8_t* codes, const float* x_
 template <int GROUP, int LARGEST, class W, class Start>
 void gemm_codes_onto(int64_t rows, int64_t k, const void* packed, const uint8_t* w_packed,
                      const typename W::Scale* w_scale, int64_t panel_begin, int64_t panel_end,
-                     float* out, int64_t ldo, bool accumulate, const Start& start) {
+                     float* out, int64_t ldo, bool accumulate, const Start& start,
+                     const uint16_t* channel_scale = nullptr) {
   static_assert(GROUP == 16 || GROUP == 32 || GROUP == 64 || GROUP == 128, "groups along k");
   // What tiles distinguish: whether codes have 4 bits, up to 15, or 8.
   constexpr int kLargest = LARGEST <= 15 ? 15 : 127;
   constexpr int kWide = detail::kPanelsAtOnce;
-  // A slice of k: its weights (two panels, 64 KB) and codes (a tile, 24 KB) stay close.
-  constexpr int64_t kSlice = 4096 / GROUP;
-  const int64_t groups = k / GROUP;
+  // A slice of k: its weights (two panels, 64 KB) and codes (a tile, 24 KB) stay close. Integer
+  // sums end with k.
+  const int64_t groups = k / GROUP, slice = W::kMultiplies ? groups : 4096 / GROUP;
   detail::TileArgs args;
   args.w_stride = k * 8;
   args.scale_stride = groups * 16;
@@ -223,12 +228,13 @@ void gemm_codes_onto(int64_t rows, int64_t k, const void* packed, const uint8_t*
     const uint8_t* w_panel = w_packed + panel * args.w_stride;
     float* out_panel = out + (panel - panel_begin) * 16;
     start(panel, panel + width, out_panel);
-    for (int64_t g = 0; g < groups; g += kSlice) {
-      args.groups = groups - g < kSlice ? groups - g : kSlice;
+    for (int64_t g = 0; g < groups; g += slice) {
+      args.groups = groups - g < slice ? groups - g : slice;
       args.w = w_panel + g * GROUP * 8;
       args.w_scale = w_scale + panel * args.scale_stride + g * 16;
+      args.channel_scale = channel_scale + panel * 16;
       args.accumulate = accumulate || g > 0;
-      const uint8_t* next = g + 2 * kSlice <= groups         ? args.w + kSlice * GROUP * 8
+      const uint8_t* next = g + 2 * slice <= groups          ? args.w + slice * GROUP * 8
                             : panel + 2 * width <= panel_end ? w_panel + width * args.w_stride
                                                              : nullptr;
       const int8_t* tile = static_cast<const int8_t*>(packed);

@@ -1,7 +1,10 @@
 /* One register tile of the 4-bit product, for each instruction set: MR rows times NR panels over
- * some groups of k. gemm_s4.h cuts a product into such tiles. W says what nibbles stand for. */
+ * some groups of k, svdq::detail::multiply_tile<GROUP, LARGEST, W, MR, NR>. gemm_s4.h cuts a
+ * product into such tiles. W says what nibbles stand for. */
 #ifndef SVDQ_CPU_GEMM_S4_TILE_H
 #define SVDQ_CPU_GEMM_S4_TILE_H
+
+#include <type_traits>
 
 #include "svdq_cpu/isa.h"
 #include "svdq_cpu/nibbles.h"
@@ -44,7 +47,7 @@ SVDQ_INLINE float load_f32(const void* p) {
 }
 
 /* Weights and output of one tile: NR panels, each `w_stride` bytes and `scale_stride` scales after
- * the one before. */
+ * the one before. Where W multiplies, `groups` is all of k: sums are scaled at their end. */
 struct TileArgs {
   int64_t groups;
   const int8_t* packed;
@@ -52,244 +55,29 @@ struct TileArgs {
   int64_t w_stride;
   const void* w_scale;  // of W::Scale
   int64_t scale_stride;
+  const uint16_t* channel_scale;  // bf16, 16 a panel, where W multiplies
   float* out;
   int64_t ldo;
   bool accumulate;
   const uint8_t* prefetch;  // weights to bring into the second-level cache meanwhile, or null
 };
 
-#if SVDQ_ISA_AVX512
-
-/* acc += four products of unsigned bytes with signed ones. In assembly, for then the compiler keeps
- * order and registers: it would otherwise reassociate, and spill. */
-SVDQ_INLINE void dot_u8_s8(__m512i& acc, __m512i u8, __m512i s8) {
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u8), "v"(s8));
+/* to (+)= sum * w_scale * x_scale, for the integer sums of all of k of one row of a panel. */
+SVDQ_INLINE void add_scaled(float* to, bool accumulate, f32x16 sum, const uint16_t* w_scale,
+                            float x_scale) {
+  const f32x16 before = accumulate ? load(to) : zero();
+  store(to, fma(sum * load_bf16(w_scale), set1(x_scale), before));
 }
-
-/* Sums stay in registers beside the integer accumulators, 2 * MR * NR of them. A larger tile would
- * have to store its sums after every group, and on Zen 4 each store of 64 bytes costs as much of
- * the multiplier's time as a vpdpbusd. Conversions, logic and loads ride along free. */
-template <int GROUP, int LARGEST, class W, int MR, int NR>
-SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
-  const __m512i low_nibbles = _mm512_set1_epi8(0x0f);
-  const int8_t* x = args.packed;
-  const uint8_t* w = args.w;
-  const auto* w_scale = static_cast<const typename W::Scale*>(args.w_scale);
-  const int64_t w_stride = args.w_stride;
-  f32x16 sums[MR][NR];
-  unroll<MR>([&](auto i) SVDQ_LAMBDA {
-    unroll<NR>([&](auto j) SVDQ_LAMBDA {
-      sums[i][j] = args.accumulate ? load(args.out + i * args.ldo + j * 16) : zero();
-    });
-  });
-  for (int64_t g = 0; g < args.groups; ++g) {
-    __m512i acc[MR][NR];
-    unroll<MR>([&](auto i) SVDQ_LAMBDA {
-      const __m512i start = _mm512_set1_epi32(load_i32(x + GROUP * MR + 4 * i));
-      unroll<NR>([&](auto j) SVDQ_LAMBDA { acc[i][j] = start; });
-    });
-    if (args.prefetch != nullptr) {
-      for (int64_t i = 0; i < GROUP * 8; i += 64) {
-        unroll<NR>([&](auto j) SVDQ_LAMBDA {
-          __builtin_prefetch(args.prefetch + g * GROUP * 8 + j * w_stride + i, 0, 2);
-        });
-      }
-    }
-#pragma GCC unroll 1
-    for (int block = 0; block < GROUP / 8; ++block) {
-      // Weights are unsigned bytes, codes signed ones: four products and the sum are exact.
-      __m512i bytes[NR];
-      unroll<NR>([&](auto j) SVDQ_LAMBDA { bytes[j] = _mm512_loadu_si512(w + j * w_stride); });
-      unroll<2>([&](auto half) SVDQ_LAMBDA {
-        __m512i nibbles[NR];
-        unroll<NR>([&](auto j) SVDQ_LAMBDA {
-          nibbles[j] = W::bytes(
-              _mm512_and_si512(half ? _mm512_srli_epi16(bytes[j], 4) : bytes[j], low_nibbles));
-        });
-        unroll<MR>([&](auto i) SVDQ_LAMBDA {
-          const __m512i codes = _mm512_set1_epi32(load_i32(x + 4 * (half * MR + i)));
-          unroll<NR>([&](auto j) SVDQ_LAMBDA { dot_u8_s8(acc[i][j], nibbles[j], codes); });
-        });
-      });
-      x += 8 * MR;
-      w += 64;
-    }
-    const int8_t* x_scales = x + 4 * MR;
-    f32x16 scale[NR];
-    unroll<NR>([&](auto j)
-                   SVDQ_LAMBDA { scale[j] = W::load_scale(w_scale + j * args.scale_stride); });
-    unroll<MR>([&](auto i) SVDQ_LAMBDA {
-      const f32x16 x_scale = set1(load_f32(x_scales + 4 * i));
-      unroll<NR>([&](auto j) SVDQ_LAMBDA {
-        const f32x16 product = f32x16{_mm512_cvtepi32_ps(acc[i][j])} * scale[j];
-        sums[i][j] = fma(product, x_scale, sums[i][j]);
-      });
-    });
-    x += 8 * MR;
-    w_scale += 16;
-  }
-  unroll<MR>([&](auto i) SVDQ_LAMBDA {
-    unroll<NR>([&](auto j) SVDQ_LAMBDA { store(args.out + i * args.ldo + j * 16, sums[i][j]); });
-  });
-}
-
-#elif SVDQ_ISA_AVX2
-
-/* acc += two products of unsigned bytes with signed ones, in int16. In assembly, for then the
- * compiler keeps order and registers: it would otherwise reassociate, and spill. */
-SVDQ_INLINE void dot_u8_s8(__m256i& acc, __m256i u8, __m256i s8) {
-  __m256i products;
-  __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
-          : "+x"(acc), "=&x"(products)
-          : "x"(u8), "x"(s8));
-}
-
-template <int GROUP, int LARGEST, class W, int MR, int NR>
-SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
-  static_assert(NR == 1, "one panel fills the registers");
-  // A pair of products is at most 2 * 15 * LARGEST for S4Weights, so an int16 lane holds kSafe of
-  // them: 136 at codes of 8, 72 at 15, 8 at 127. A group has GROUP / 4 <= 32 to add per lane.
-  constexpr int kSafe = 32767 / (2 * W::kLargest * LARGEST);
-  constexpr int kQuads = GROUP / 4 <= kSafe ? GROUP / 4 : 8;
-  static_assert(kQuads <= kSafe && (GROUP / 4) % kQuads == 0, "int16 sums must not overflow");
-  const __m256i low_nibbles = _mm256_set1_epi8(0x0f);
-  const __m256i ones = _mm256_set1_epi16(1);
-  const int8_t* x = args.packed;
-  const uint8_t* w = args.w;
-  const auto* w_scale = static_cast<const typename W::Scale*>(args.w_scale);
-  for (int64_t g = 0; g < args.groups; ++g) {
-    const int8_t* minus_sums = x + GROUP * MR;
-    const int8_t* x_scales = minus_sums + 4 * MR;
-    alignas(32) int32_t totals[MR][16];
-    int32_t* total = totals[0];
-    if (args.prefetch != nullptr) {
-      for (int64_t i = 0; i < GROUP * 8; i += 64) {
-        __builtin_prefetch(args.prefetch + g * GROUP * 8 + i, 0, 2);
-      }
-    }
-#pragma GCC unroll 1
-    for (int chunk = 0; chunk < GROUP / 4; chunk += kQuads) {
-      __m256i acc[MR][2];
-      unroll<MR>([&](auto i) SVDQ_LAMBDA { acc[i][0] = acc[i][1] = _mm256_setzero_si256(); });
-#pragma GCC unroll 1
-      for (int block = 0; block < kQuads / 2; ++block) {
-        unroll<2>([&](auto half) SVDQ_LAMBDA {
-          __m256i nibbles[2];
-          unroll<2>([&](auto j) SVDQ_LAMBDA {
-            const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * j));
-            nibbles[j] =
-                W::bytes(_mm256_and_si256(half ? _mm256_srli_epi16(bytes, 4) : bytes, low_nibbles));
-          });
-          unroll<MR>([&](auto i) SVDQ_LAMBDA {
-            const __m256i codes = _mm256_set1_epi32(load_i32(x + 4 * (half * MR + i)));
-            dot_u8_s8(acc[i][0], nibbles[0], codes);
-            dot_u8_s8(acc[i][1], nibbles[1], codes);
-          });
-        });
-        x += 8 * MR;
-        w += 64;
-      }
-      unroll<MR>([&](auto i) SVDQ_LAMBDA {
-        unroll<2>([&](auto j) SVDQ_LAMBDA {
-          __m256i* slot = reinterpret_cast<__m256i*>(total + i * 16 + j * 8);
-          const __m256i before =
-              chunk == 0 ? _mm256_set1_epi32(load_i32(minus_sums + 4 * i)) : *slot;
-          *slot = _mm256_add_epi32(before, _mm256_madd_epi16(acc[i][j], ones));
-        });
-      });
-    }
-    const f32x16 scale = W::load_scale(w_scale);
-    unroll<MR>([&](auto i) SVDQ_LAMBDA {
-      const __m256i* slots = reinterpret_cast<const __m256i*>(total + i * 16);
-      const f32x16 group_sum = {_mm256_cvtepi32_ps(slots[0]), _mm256_cvtepi32_ps(slots[1])};
-      float* sum = args.out + i * args.ldo;
-      const f32x16 before = args.accumulate || g > 0 ? load(sum) : zero();
-      store(sum, fma(group_sum * scale, set1(load_f32(x_scales + 4 * i)), before));
-    });
-    x += 8 * MR;
-    w_scale += 16;
-  }
-}
-
-#else
-
-typedef uint32_t u32x4 __attribute__((vector_size(16)));
-
-/* Bytes 0 and 2, or 1 and 3, of each quad of codes, sign-extended to int16. */
-SVDQ_INLINE i16x8 even_codes(i16x8 quads) { return (quads << 8) >> 8; }
-SVDQ_INLINE i16x8 odd_codes(i16x8 quads) { return quads >> 8; }
-
-/* Half a panel, 8 columns, at a time. A quad of weights is one 32-bit lane, whose nibbles mask out
- * to pairs of int16 at k = (0, 2), (1, 3), (4, 6) and (5, 7), which is how codes unpack too; the
- * two sums of a column are added when they are widened. */
-template <int GROUP, int LARGEST, class W, int MR, int NR>
-SVDQ_NOINLINE void multiply_tile(const TileArgs& args) {
-  static_assert(NR == 1, "one panel at a time");
-  // A product is at most 15 * LARGEST for S4Weights, and every 8 k add 4 of them to an int16 lane:
-  // 64 * 15 * 15 = 14400 in a group of 128, 16 * 15 * 127 = 30480 in 32.
-  constexpr int kChunk = LARGEST <= 15 ? GROUP : 32;
-  static_assert(kChunk / 2 * W::kLargest * LARGEST <= 32767 && GROUP % kChunk == 0,
-                "int16 must not overflow");
-  for (int column = 0; column < 16; column += 8) {
-    const int8_t* x = args.packed;
-    const uint8_t* w = args.w + column * 4;
-    const auto* w_scale = static_cast<const typename W::Scale*>(args.w_scale);
-    for (int64_t g = 0; g < args.groups; ++g) {
-      const int8_t* minus_sums = x + GROUP * MR;
-      const int8_t* x_scales = minus_sums + 4 * MR;
-      int32_t totals[MR][8];
-      for (int i = 0; i < MR; ++i) {
-        for (int n = 0; n < 8; ++n) totals[i][n] = load_i32(minus_sums + 4 * i);
-      }
-      for (int chunk = 0; chunk < GROUP; chunk += kChunk) {
-        i16x8 acc[MR][2] = {};
-        for (int block = 0; block < kChunk / 8; ++block) {
-          u32x4 quads[2];
-          memcpy(quads, w, sizeof quads);
-          unroll<2>([&](auto half) SVDQ_LAMBDA {
-            i16x8 even[2], odd[2];
-            unroll<2>([&](auto j) SVDQ_LAMBDA {
-              even[j] = W::words(reinterpret_cast<i16x8>((quads[j] >> (4 * half)) & 0x000f000fu));
-              odd[j] =
-                  W::words(reinterpret_cast<i16x8>((quads[j] >> (4 * half + 8)) & 0x000f000fu));
-            });
-            unroll<MR>([&](auto i) SVDQ_LAMBDA {
-              const uint32_t quad = static_cast<uint32_t>(load_i32(x + 4 * (half * MR + i)));
-              const i16x8 codes = reinterpret_cast<i16x8>(u32x4{quad, quad, quad, quad});
-              unroll<2>([&](auto j) SVDQ_LAMBDA {
-                acc[i][j] += even[j] * even_codes(codes);
-                acc[i][j] += odd[j] * odd_codes(codes);
-              });
-            });
-          });
-          x += 8 * MR;
-          w += 64;
-        }
-        unroll<MR>([&](auto i) SVDQ_LAMBDA {
-          for (int n = 0; n < 8; ++n) {
-            totals[i][n] += acc[i][n / 4][2 * (n % 4)] + acc[i][n / 4][2 * (n % 4) + 1];
-          }
-        });
-      }
-      float w_scales[16];
-      store(w_scales, W::load_scale(w_scale));
-      for (int i = 0; i < MR; ++i) {
-        float* sums = args.out + i * args.ldo + column;
-        const float x_scale = load_f32(x_scales + 4 * i);
-        for (int n = 0; n < 8; ++n) {
-          const float before = args.accumulate || g > 0 ? sums[n] : 0.0f;
-          sums[n] = before + static_cast<float>(totals[i][n]) * w_scales[column + n] * x_scale;
-        }
-      }
-      x += 8 * MR;
-      w_scale += 16;
-    }
-  }
-}
-
-#endif
 
 }  // namespace detail
 }  // namespace svdq
+
+#if SVDQ_ISA_AVX512
+#include "svdq_cpu/gemm_s4_tile_avx512.h"
+#elif SVDQ_ISA_AVX2
+#include "svdq_cpu/gemm_s4_tile_avx2.h"
+#else
+#include "svdq_cpu/gemm_s4_tile_portable.h"
+#endif
 
 #endif

@@ -64,9 +64,8 @@ struct TileArgsS8 {
 /* out (+)= sum * w_scale * x_scale for one row of one panel. */
 SVDQ_INLINE void add_scaled(const TileArgsS8& args, int64_t row, int64_t panel, f32x16 sum,
                             float x_scale) {
-  float* to = args.out + row * args.ldo + panel * 16;
-  const f32x16 before = args.accumulate ? load(to) : zero();
-  store(to, fma(sum * load_bf16(args.w_scale + panel * 16), set1(x_scale), before));
+  add_scaled(args.out + row * args.ldo + panel * 16, args.accumulate, sum,
+             args.w_scale + panel * 16, x_scale);
 }
 
 template <int MR, int NR>

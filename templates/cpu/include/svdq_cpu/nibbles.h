@@ -1,5 +1,6 @@
 /* What the 4-bit codes of a weight stand for, as the integer kernels of gemm_s4_tile.h read them: a
- * nibble becomes an unsigned byte, the code plus kZero, at most kLargest, and scales become floats.
+ * nibble becomes an unsigned byte, the code plus kZero, at most kLargest, and scales become floats;
+ * with kMultiplies they are integers, which multiply the sum of a group.
  */
 #ifndef SVDQ_CPU_NIBBLES_H
 #define SVDQ_CPU_NIBBLES_H
@@ -16,6 +17,7 @@ typedef int16_t i16x8 __attribute__((vector_size(16)));
 struct S4Weights {
   static constexpr int kZero = 8;
   static constexpr int kLargest = 15;
+  static constexpr bool kMultiplies = false;
   typedef uint16_t Scale;
   SVDQ_INLINE f32x16 load_scale(const Scale* p) { return load_bf16(p); }
 #if SVDQ_ISA_AVX512
@@ -27,10 +29,17 @@ struct S4Weights {
 #endif
 };
 
+/* The same under integers, -15 to 15: a code times its integer is an int8. */
+struct S4Multiplied : S4Weights {
+  static constexpr bool kMultiplies = true;
+  typedef int8_t Scale;
+};
+
 /* E2M1 numbers, whose codes are their values doubled, -12 to 12, under E4M3 scales. */
 struct E2m1Weights {
   static constexpr int kZero = 12;
   static constexpr int kLargest = 24;
+  static constexpr bool kMultiplies = false;
   typedef uint8_t Scale;
   SVDQ_INLINE f32x16 load_scale(const Scale* p) { return load_e4m3(p); }
 #if SVDQ_ISA_AVX512

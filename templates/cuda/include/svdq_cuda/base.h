@@ -77,6 +77,15 @@ SVDQ_CONSTEXPR int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * 
 SVDQ_CONSTEXPR int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 SVDQ_CONSTEXPR int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Where value k of a row lies: LENGTH side by side, the next STEP places further on.
+template <int LENGTH, int STEP>
+struct Runs {
+  SVDQ_CONSTEXPR int64_t place(int64_t k) {
+    return LENGTH == STEP ? k : k / LENGTH * STEP + k % LENGTH;
+  }
+};
+using Dense = Runs<1, 1>;
+
 }  // namespace svdq
 
 #endif  // SVDQ_CUDA_BASE_H

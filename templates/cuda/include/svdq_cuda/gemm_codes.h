@@ -6,7 +6,8 @@
 //   S4Widened<UNSIGNED> the same codes in the same layouts on 8-bit tensor cores, everywhere: a
 //                       nibble becomes the high half of a byte, so sums are 2^8 times too large
 //                       (kUnit)
-//   S8S4                8-bit activation codes, 4-bit weights: sums are 2^4 times too large
+//   S8S4<GROUP>         8-bit activation codes, 4-bit weights times an integer of their group of k,
+//                       which is an int8
 //   S8                  8-bit codes on both sides
 //   E4m3                E4M3 on both sides, on the tensor cores of sm_89 and sm_120a
 //   E4m3Halves          the same in the same layouts on 16-bit tensor cores, everywhere: an f16
@@ -18,14 +19,16 @@
 // Weight layouts (targets/cuda_layouts.py), blocks of 32 columns by 64 k:
 //   S4, S4Widened  "s4_mma":   [N/32, K/64, 2, 32 lanes, 16 bytes], bytes: b[0], b[1] of mma_s4_k64
 //                              for 8 columns, then for the next 8
-//   S8S4           "s4s8_mma": alike; word h of a column holds k 4 t + (0..3) of 32 k's in its low
-//                              nibbles and 16 + 4 t + (0..3) in the high ones
+//   S8S4           "u4s8_mma": alike, codes + 8; word h of a column holds k 4 t + (0..3) of 32 k's
+//                              in its low nibbles and 16 + 4 t + (0..3) in the high ones
+//                  "multiplier_mma": [N/32, groups, 8, 4] int8, of column 8 j + g at [.., g, j]
 //   S8, E4m3,      "s8_mma", "e4m3_mma": [N/32, K/64, 4, 32 lanes, 16 bytes]: b[0], b[1] of two
 //   E4m3Halves     mma_s8
 #ifndef SVDQ_CUDA_GEMM_CODES_H
 #define SVDQ_CUDA_GEMM_CODES_H
 
 #include "svdq_cuda/mma.h"
+#include "svdq_cuda/nibbles_s8.h"
 
 namespace svdq {
 
@@ -34,6 +37,7 @@ constexpr uint32_t kHighNibbles = 0xf0f0f0f0u;
 struct IntegerSums {
   using Sum = int32_t;
   static constexpr bool kPromotes = false;
+  static constexpr int kMultipliers = 0;  // words of a lane for 32 columns by 64 k
 };
 
 template <bool UNSIGNED>
@@ -107,35 +111,57 @@ struct S4Widened : Bytes<UNSIGNED> {
   }
 };
 
-struct S8S4 : Bytes<false> {
-  static constexpr int kA = 8, kB = 2;
-  static constexpr int kLargest = 127 * 8 << 4;
-  static constexpr float kUnit = 0x1p-4f;
-
-  SVDQ_INLINE void widen_a(const uint32_t (&raw)[8], uint32_t (&a)[8]) {
-    SVDQ_UNROLL
-    for (int i = 0; i < 8; ++i) a[i] = raw[i];
-  }
-  SVDQ_INLINE void widen_b(const uint32_t (&raw)[2], uint32_t (&b)[4]) {
-    S4Widened<false>::widen_b(raw, b);
-  }
-};
-
 struct S8 : Bytes<false> {
   static constexpr int kA = 8, kB = 4;
   static constexpr int kLargest = 127 * 127;
   static constexpr float kUnit = 1.0f;
 
-  SVDQ_INLINE void widen_a(const uint32_t (&raw)[8], uint32_t (&a)[8]) { S8S4::widen_a(raw, a); }
+  SVDQ_INLINE void widen_a(const uint32_t (&raw)[8], uint32_t (&a)[8]) {
+    SVDQ_UNROLL
+    for (int i = 0; i < 8; ++i) a[i] = raw[i];
+  }
   SVDQ_INLINE void widen_b(const uint32_t (&raw)[4], uint32_t (&b)[4]) {
     SVDQ_UNROLL
     for (int i = 0; i < 4; ++i) b[i] = raw[i];
   }
 };
 
+template <int GROUP>
+struct S8S4 : Bytes<false> {
+  static_assert(GROUP == 32 || GROUP == 64 || GROUP == 128, "group");
+  static constexpr int kA = 8, kB = 2;
+  static constexpr int kLargest = 127 * 120;
+  static constexpr float kUnit = 1.0f;
+  static constexpr int kGroup = GROUP, kMultipliers = GROUP == 32 ? 2 : 1;
+
+  SVDQ_INLINE void widen_a(const uint32_t (&raw)[8], uint32_t (&a)[8]) { S8::widen_a(raw, a); }
+  // Of a lane's columns and a block of 64 k, `of_lane` being the first group's. Past the end of k
+  // the last group's: codes and activations are zero there.
+  SVDQ_INLINE void load_multipliers(const int8_t* of_lane, int k, int block,
+                                    uint32_t (&words)[kMultipliers]) {
+    SVDQ_UNROLL
+    for (int i = 0; i < kMultipliers; ++i) {
+      const int group = (block * 64 + 32 * i) / GROUP, last = k / GROUP - 1;
+      words[i] = load_4(of_lane + (group < last ? group : last) * 32);
+    }
+  }
+  // Byte j of multipliers is of these columns.
+  SVDQ_INLINE void widen_b(const uint32_t (&raw)[2], const uint32_t (&multipliers)[kMultipliers],
+                           int j, uint32_t (&b)[4]) {
+    SVDQ_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t four = multipliers[half % kMultipliers];
+      const NibbleFactor factor = nibble_factor(static_cast<int8_t>(four >> (8 * j)));
+      b[2 * half] = factor.low(raw[half]);
+      b[2 * half + 1] = factor.high(raw[half]);
+    }
+  }
+};
+
 struct FloatSums {
   using Sum = float;
   static constexpr bool kPromotes = true;
+  static constexpr int kMultipliers = 0;
   static constexpr int kA = 8, kB = 4, kLargest = 0;
 };
 

@@ -2,7 +2,7 @@
 //
 //   acc[m, n] += sum_g  x_scale[m, g] * w_scale[n, g] * sum_{k in g} x_codes[m, k] * w_codes[n, k]
 //
-//   IntGemm<Tile, Codes, GROUP, BK, BY_ROW> gemm(shared)   kSharedBytes, 128-byte aligned
+//   IntGemm<Tile, Codes, GROUP, BK> gemm(shared)   kSharedBytes, 128-byte aligned
 //   gemm.load(operands)                 the first tiles are under way
 //   gemm.start(columns, bias)           what the sums begin with (Accumulators), then
 //   add_low_rank(gemm, ...)             what else is added (gemm_low_rank.h)
@@ -11,9 +11,10 @@
 //
 // All operands in global memory, 16-byte aligned:
 //   x_codes  [rows, K] row-major, 4-bit (two a byte, the low nibble first) or 8-bit; K % 32 == 0
-//   x_scale  [rows, K / GROUP] f32; BY_ROW: [rows], one for all groups
+//   x_scale  [rows, K / GROUP] f32; GROUP 0: [rows]
 //   w        blocks of 32 columns by 64 k in fragment order (gemm_codes.h), zero padded
 //   w_scale  "scale_mma", [N/32, K / GROUP, 4, 4, 2] bf16: of column 8 j + 2 t + i at [.., t, j, i]
+//   multipliers   "multiplier_mma" (gemm_codes.h) of Codes that have them, else null
 //
 // Per group and element two operations in f32: integer sums start at 1.5 * 2^23 as the bits of a
 // float, whose last places they count, so no conversion is needed:
@@ -22,10 +23,10 @@
 //   acc = fma(t, x_scale, acc)
 // Groups come in rising order, onto what the sums began with: the bits equal the CPU's.
 //
-// GROUP 0 (with BY_ROW): one scale for a row of either side, and the sums of all of K are integers
-// until the end (K < 2^17 of 8-bit codes): acc = fma(float(sum) * w_scale, x_scale, acc). Codes
-// that promote (E4M3) are summed in acc every stage and scaled there, so it starts from nothing:
-// bias (add) and branch come after multiply.
+// GROUP 0: one scale for a row of either side, and the sums of all of K are integers until the end
+// (K < 2^17 of 8-bit codes): acc = fma(float(sum) * w_scale, x_scale, acc). Codes that promote
+// (E4M3) are summed in acc every stage and scaled there, so it starts from nothing: bias (add) and
+// branch come after multiply.
 #ifndef SVDQ_CUDA_GEMM_INT_H
 #define SVDQ_CUDA_GEMM_INT_H
 
@@ -46,9 +47,10 @@ struct IntGemmOperands {
   int64_t column;   // the tile's first
   int64_t columns;  // of the whole weight
   int64_t k;
+  const int8_t* multipliers;
 };
 
-template <class Tile, class Codes, int GROUP, int BK, bool BY_ROW = false>
+template <class Tile, class Codes, int GROUP, int BK>
 struct IntGemm : Accumulators<Tile> {
   using Base = Accumulators<Tile>;
   using Sum = typename Codes::Sum;
@@ -70,7 +72,7 @@ struct IntGemm : Accumulators<Tile> {
   static constexpr int kLoads = Codes::kB;  // of 16 bytes, for 32 columns by 64 k
   static constexpr int kBlockBytes = kLoads * 512;
   static constexpr bool kPromotes = Codes::kPromotes;
-  static_assert(!kWhole || BY_ROW, "one scale for a row of either side");
+  static constexpr int kMultipliers = Codes::kMultipliers;
   static_assert(kWhole || !kPromotes, "floats have one scale for a row of either side");
   static_assert(kWhole || GROUP == 32 || GROUP == 64 || GROUP == 128, "group");
   static_assert(BK % kStep == 0, "steps in a stage");
@@ -80,14 +82,18 @@ struct IntGemm : Accumulators<Tile> {
                 "rows of a thread");
   static_assert(GROUP * Codes::kLargest <= 1 << 22, "sums stay in the last places of 1.5 * 2^23");
 
+  static_assert(kMultipliers == 0 || kWhole, "multiplied codes need no scale per group");
+
   struct Weights {
     uint4 codes[Tile::kPanels][kBlocks][kLoads];
+    uint32_t multipliers[Tile::kPanels][kMultipliers > 0 ? kMultipliers : 1];
   };
 
   char* const shared;
   const char* x_codes;
   const float* x_scale;
   const char* w[Tile::kPanels];
+  const int8_t* multipliers[Tile::kPanels];
   const char* w_scale;
   int64_t row_bytes;
   int rows, k, columns, num_blocks, num_groups, num_tiles;
@@ -109,13 +115,18 @@ struct IntGemm : Accumulators<Tile> {
               thread % kChunks * 16;
     x_scale = from.x_scale;
     if constexpr (!kWhole) {
-      x_scale += thread / kGroups * x_stride() + (BY_ROW ? 0 : thread % kGroups);
+      x_scale += thread / kGroups * int64_t{num_groups} + thread % kGroups;
     }
     const int64_t warp_column = from.column + Base::warp_column * Tile::NT * 8;
     SVDQ_UNROLL
     for (int p = 0; p < Tile::kPanels; ++p) {
       w[p] = static_cast<const char*>(from.w) +
              panel_at(warp_column, p, from.columns) * num_blocks * kBlockBytes + lane_id() * 16;
+      if constexpr (kMultipliers > 0) {
+        multipliers[p] = from.multipliers +
+                         panel_at(warp_column, p, from.columns) * (k / Codes::kGroup) * 32 +
+                         lane_id() / 4 * 4;
+      }
     }
     w_scale = reinterpret_cast<const char*>(from.w_scale) + from.column / 32 * num_groups * 64;
     magic[0] = kMagicBits + (rows >> 31);
@@ -175,8 +186,6 @@ struct IntGemm : Accumulators<Tile> {
     cp_async_commit();
   }
 
-  SVDQ_METHOD int64_t x_stride() const { return BY_ROW ? 1 : num_groups; }
-
   // The scales of a stage.
   SVDQ_METHOD void load_scales(char* stage, int tile) {
     const int thread = static_cast<int>(thread_id());
@@ -189,7 +198,7 @@ struct IntGemm : Accumulators<Tile> {
       const int at = thread / kGroups + i * kScaleRows;
       if (Tile::BM % kScaleRows != 0 && at >= Tile::BM) break;
       const bool valid = has_group && at < rows;
-      const int64_t ahead = (BY_ROW ? 0 : tile * kGroups) + i * kScaleRows * x_stride();
+      const int64_t ahead = tile * kGroups + int64_t{i} * kScaleRows * num_groups;
       cp_async<4>(scale_to + i * kScaleRows, valid ? x_scale + ahead : x_scale, valid);
     }
     SVDQ_UNROLL
@@ -212,6 +221,9 @@ struct IntGemm : Accumulators<Tile> {
       SVDQ_UNROLL
       for (int i = 0; i < kLoads; ++i) {
         weights.codes[panel][b][i] = load_16(w[panel] + block * kBlockBytes + i * 512);
+      }
+      if constexpr (kMultipliers > 0) {
+        Codes::load_multipliers(multipliers[panel], k, block, weights.multipliers[panel]);
       }
     }
   }
@@ -262,7 +274,7 @@ struct IntGemm : Accumulators<Tile> {
         uint32_t b[kBlocks][Codes::kBOps];
         SVDQ_UNROLL
         for (int block = 0; block < kBlocks; ++block) {
-          load_b(weights.codes[j / 4][block], j, b[block]);
+          load_b(weights, j, block, b[block]);
         }
         const float2 pair = unpack_bf16x2(word_of(four_scales, j % 4));
         const float scale[2] = {pair.x * Codes::kUnit, pair.y * Codes::kUnit};
@@ -294,14 +306,20 @@ struct IntGemm : Accumulators<Tile> {
   }
 
   // The operand of columns 8 j ... 8 j + 7 from a panel's words.
-  SVDQ_METHOD static void load_b(const uint4 (&words)[kLoads], int j, uint32_t (&b)[Codes::kBOps]) {
+  SVDQ_METHOD static void load_b(const Weights& weights, int j, int block,
+                                 uint32_t (&b)[Codes::kBOps]) {
+    const uint4(&words)[kLoads] = weights.codes[j / 4][block];
     uint32_t raw[Codes::kB];
     SVDQ_UNROLL
     for (int r = 0; r < Codes::kB; ++r) {
       const int word = j % 4 * Codes::kB + r;
       raw[r] = word_of(words[word / 4], word % 4);
     }
-    Codes::widen_b(raw, b);
+    if constexpr (kMultipliers > 0) {
+      Codes::widen_b(raw, weights.multipliers[j / 4], j % 4, b);
+    } else {
+      Codes::widen_b(raw, b);
+    }
   }
 
   SVDQ_METHOD void multiply_whole(const uint32_t (&a)[Tile::MT][kBlocks][Codes::kAOps],
@@ -309,7 +327,7 @@ struct IntGemm : Accumulators<Tile> {
     SVDQ_UNROLL
     for (int j = 0; j < Tile::NT; ++j) {
       uint32_t b[Codes::kBOps];
-      load_b(weights.codes[j / 4][0], j, b);
+      load_b(weights, j, 0, b);
       SVDQ_UNROLL
       for (int i = 0; i < Tile::MT; ++i) Codes::mma_64(total[i][j], a[i][0], b, total[i][j]);
       if (j % 4 == 3) load_weights(weights, j / 4, next_step);

@@ -2,8 +2,8 @@
 //
 //   acc[m, n] += unit * sum_g x_scale[m, g] * w_scale[n, g] * sum_{k in g} x[m, k] * w[n, k]
 //
-//   Tcgen05Gemm<Tile> gemm(shared)   Tile = GemmTile<128, 128 or 64, 4, 2, STAGES, 2>;
-//                                    kSharedBytes, aligned to 128
+//   Tcgen05Gemm<Tile> gemm(shared)   Tile = GemmTile<128, 128 or 64, 4, 2, STAGES, 2>, or, for few
+//                                    rows, <128, 32, 4, 1, STAGES, 2>; kSharedBytes, aligned to 128
 //   load, start, add_low_rank, multiply, store_slab(0, tile)   as gemm_int.h's
 //
 // x is that of gemm_nvfp4.h. Weights lie in memory as core matrices (tcgen05.h), N padded to 128
@@ -19,8 +19,9 @@
 // products that read them but by the stage's barriers.
 //
 // All warps copy, and a lane of the first issues the products. With 128 registers a thread two CTAs
-// share an SM: one multiplies while the other makes its first sums or stores its last. Never run on
-// a GPU.
+// share an SM: one multiplies while the other makes its first sums or stores its last. Few rows
+// are bound by reading the weight, which more processors do at a time in narrow tiles; more stages
+// keep as many bytes under way. Never run on a GPU.
 #ifndef SVDQ_CUDA_GEMM_TCGEN05_H
 #define SVDQ_CUDA_GEMM_TCGEN05_H
 
@@ -38,7 +39,7 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
   static constexpr int kStages = Tile::STAGES, kAhead = kStages - 1;
   static constexpr int kCodes = 128 * 32, kScales = 128 * 4;  // bytes of a block of 128 rows
   static constexpr int kTileCodes = Tile::BN * 32;            // of the tile's columns
-  // A stage: x_codes, w_codes, x_scale, w_scale (of 128 columns, whatever the tile has).
+  // A stage: x_codes, w_codes, x_scale, w_scale (room for 128 columns, whatever the tile has).
   static constexpr int kWCodes = kBlocks * kCodes, kXScale = kWCodes + kBlocks * kTileCodes;
   static constexpr int kWScale = kXScale + kBlocks * kScales;
   static constexpr int kStageBytes = kWScale + kBlocks * kScales;
@@ -46,7 +47,12 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
   static constexpr int kSharedBytes = kStages * kStageBytes + kBarrierBytes;
   static constexpr int kColumns = 256;  // of tensor memory: sums, then 4 + 4 for each block
   static_assert(Tile::BM == 128 && Tile::WARPS_M == 4, "warps of 32 rows reach tensor memory so");
-  static_assert((Tile::BN == 128 || Tile::BN == 64) && Tile::WARPS_N == 2, "columns of weights");
+  static_assert(Tile::BN == 128 || Tile::BN == 64 || Tile::BN == 32, "columns of weights");
+  static_assert(Tile::WARPS_N == (Tile::BN == 32 ? 1 : 2), "what a warp copies");
+  // Scales of 64 columns or more are multiplied where they lie among those of 128; of 32 they are
+  // copied by themselves.
+  static constexpr bool kAllScales = Tile::BN >= 64;
+  static constexpr int kPieces = 16 / kWarps;  // of 8 rows of codes, and of blocks of scales
   static_assert(Tile::kSlabs == 1 && Tile::kSlabBytes <= kStages * kStageBytes, "a slab");
   static_assert(Tile::BN + kStages * kBlocks * 8 <= kColumns, "columns for every stage's scales");
   static_assert(kBlocks * 64 == 256, "x_scale has whole pieces of 16 bytes");
@@ -55,10 +61,10 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
   char* const stages;
   uint64_t *const full, *const empty, *const done;
   uint32_t* const held;  // the address of the tensor memory
-  // What this thread copies: of two rows 16 bytes of codes in two pairs of blocks, and two words of
-  // scales. Rows that do not exist are zeros.
-  const char *x_codes[2], *x_scale;
-  bool has_codes[2], has_scale;
+  // What this thread copies: of kPieces rows 16 bytes of codes in two pairs of blocks, and as many
+  // words of scales. Rows that do not exist are zeros.
+  const char *x_codes[kPieces], *x_scale;
+  bool has_codes[kPieces], has_scale;
   char *to_codes, *to_scale;
   const char *w, *w_scale;
   Nvfp4Operands operands;
@@ -149,8 +155,8 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
     return tensor + static_cast<uint32_t>(Tile::BN + (slot * kBlocks + block) * 8);
   }
 
-  // Which half of 128 columns a tile of 64 is.
-  SVDQ_METHOD int half() const { return static_cast<int>(operands.column) % 128 / 64; }
+  // The tile's first of the 128 columns that lie together.
+  SVDQ_METHOD int first_column() const { return static_cast<int>(operands.column) % 128; }
 
   // The row of the tile that is row `row` of the product.
   SVDQ_METHOD static int tile_row(int row) { return row / 16 % 2 * 64 + row / 32 * 16 + row % 16; }
@@ -163,13 +169,14 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
   // What this thread copies from `step` on.
   SVDQ_METHOD void seek(int step) {
     const int64_t block = operands.column / 128 * num_blocks + step * kBlocks;
-    w = static_cast<const char*>(operands.w) + block * kCodes + half() * kTileCodes;
-    w_scale = static_cast<const char*>(operands.w_scale) + block * kScales;
     const int lane = static_cast<int>(lane_id()), warp = static_cast<int>(warp_id());
+    w = static_cast<const char*>(operands.w) + block * kCodes + first_column() * 32;
+    w_scale = static_cast<const char*>(operands.w_scale) + block * kScales;
+    if constexpr (!kAllScales) w_scale += warp * kScales + lane * 16 + first_column() / 32 * 4;
     // Eight lanes copy from eight rows, so that they write different banks.
     const int part = lane / 8;
     SVDQ_UNROLL
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kPieces; ++i) {
       const int row = tile_row((warp + i * kWarps) * 8 + lane % 8);
       has_codes[i] = row < operands.rows;
       x_codes[i] = static_cast<const char*>(operands.x_codes) + step * kBlocks * 32 + part * 16;
@@ -188,9 +195,11 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
   SVDQ_METHOD void copy(int step, int slot) {
     if (step < num_steps) {
       const int ahead = slot * kStageBytes, blocks = blocks_of(step);
+      const int lane = static_cast<int>(lane_id()), warp = static_cast<int>(warp_id());
       if (issues && tcgen05_elect()) {
         char* const stage = stages + ahead;
-        mbarrier_arrive_expect(full + slot, static_cast<uint32_t>(blocks * (kTileCodes + kScales)));
+        constexpr int kBytes = kTileCodes + (kAllScales ? kScales : 0);
+        mbarrier_arrive_expect(full + slot, static_cast<uint32_t>(blocks * kBytes));
         if constexpr (kTileCodes == kCodes) {
           bulk_copy(stage + kWCodes, w, static_cast<uint32_t>(blocks * kCodes), full + slot);
         } else {
@@ -200,24 +209,31 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
                       full + slot);
           }
         }
-        bulk_copy(stage + kWScale, w_scale, static_cast<uint32_t>(blocks * kScales), full + slot);
+        if constexpr (kAllScales) {
+          bulk_copy(stage + kWScale, w_scale, static_cast<uint32_t>(blocks * kScales), full + slot);
+        }
+      }
+      SVDQ_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        SVDQ_UNROLL
+        for (int i = 0; i < kPieces; ++i) {
+          cp_async_16(to_codes + ahead + half * 2 * kCodes + i * kWarps * 256,
+                      x_codes[i] + half * 64, has_codes[i] && half * 2 + lane / 16 < blocks);
+        }
+      }
+      SVDQ_UNROLL
+      for (int i = 0; i < kPieces; ++i) {
+        const int block = i * (kWarps / 4);  // and as many more
+        cp_async<4>(to_scale + ahead + block * kScales, x_scale + block * 4,
+                    has_scale && block + warp / 4 < blocks);
+      }
+      if constexpr (!kAllScales) {
+        cp_async<4>(stages + ahead + kWScale + warp * kScales + lane * 16, w_scale, warp < blocks);
       }
       w += kBlocks * kCodes;
       w_scale += kBlocks * kScales;
       SVDQ_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int block = half * 2 + static_cast<int>(lane_id()) / 16;
-        SVDQ_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          cp_async_16(to_codes + ahead + half * 2 * kCodes + i * kWarps * 256,
-                      x_codes[i] + half * 64, has_codes[i] && block < blocks);
-        }
-        const int of_scale = half * 2 + static_cast<int>(warp_id()) / 4;
-        cp_async<4>(to_scale + ahead + half * 2 * kScales, x_scale + half * 8,
-                    has_scale && of_scale < blocks);
-      }
-      x_codes[0] += kBlocks * 32;
-      x_codes[1] += kBlocks * 32;
+      for (int i = 0; i < kPieces; ++i) x_codes[i] += kBlocks * 32;
       x_scale += kBlocks * 4;
     }
     cp_async_commit();
@@ -236,11 +252,13 @@ struct Tcgen05Gemm : Accumulators<Tile_> {
       for (int block = 0; block < kBlocks; ++block) {
         if (block >= blocks) break;
         const uint32_t to = scales_of(slot, block);
+        const uint32_t b_scales =
+            to + 4 + (kAllScales ? static_cast<uint32_t>(first_column()) / 32 : 0u);
         tcgen05_scales(to, tcgen05_at(scales, stage + kXScale + block * kScales));
         tcgen05_scales(to + 4, tcgen05_at(scales, stage + kWScale + block * kScales));
         tcgen05_e2m1<Tile::BN>(tensor, tcgen05_at(codes, stage + block * kCodes),
                                tcgen05_at(codes, stage + kWCodes + block * kTileCodes), to,
-                               to + 4 + 2 * static_cast<uint32_t>(half()));
+                               b_scales);
       }
       tcgen05_commit(empty + slot);
     }

@@ -113,30 +113,6 @@ struct Accumulators {
   }
 };
 
-// Where a tile begins in the result.
-struct TilePlace {
-  int64_t row, column;
-};
-
-// In which order the tiles of a result are computed: down bands of kBand tiles, column by column,
-// so that the tiles computed at a time share the rows and columns they read in the second-level
-// cache: 12 by 11 of them on 132 multiprocessors.
-struct TileOrder {
-  static constexpr uint32_t kBand = 12;
-  uint32_t row_tiles, column_tiles, tiles;
-
-  SVDQ_METHOD TileOrder(uint32_t of_rows, uint32_t of_columns)
-      : row_tiles(of_rows), column_tiles(of_columns), tiles(of_rows * of_columns) {}
-
-  template <class Tile>
-  SVDQ_METHOD TilePlace place(uint32_t number) const {
-    const uint32_t in_band = kBand * column_tiles, band = number / in_band;
-    const uint32_t left = row_tiles - band * kBand, rows = left < kBand ? left : kBand;
-    const uint32_t at = number - band * in_band;
-    return {int64_t{band * kBand + at % rows} * Tile::BM, int64_t{at / rows} * Tile::BN};
-  }
-};
-
 // Panels of 32 columns that a warp reads: past the last one, the last again (its sums go nowhere).
 SVDQ_INLINE int64_t panel_at(int64_t column, int panel, int64_t columns) {
   return min_i64(column / 32 + panel, ceil_div(columns, 32) - 1);

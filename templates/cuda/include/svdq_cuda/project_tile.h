@@ -4,7 +4,8 @@
 //   parts[m, r] = sum_k  x_hat[m, k] * down[r, k_begin + k],  k < columns
 //
 //   x_hat  [rows, columns] f32 in shared memory, row stride ldx, even; it may be read up to the
-//          next multiple of 16 rows. columns and k_begin are multiples of 16
+//          next multiple of 16 rows. columns and k_begin are multiples of 16. X: what Runs its rows
+//          are, of multiples of 16
 //   down   "bf16_mma", "f16_mma" or "f32_mma" [rank, whole_k]
 //   parts  [rows, rank] f32 in global memory, row stride ldp
 //
@@ -17,7 +18,7 @@
 
 namespace svdq {
 
-template <class Math, Stored W, int THREADS>
+template <class Math, Stored W, int THREADS, class X>
 SVDQ_INLINE void project_tile(int64_t rows, int64_t columns, const float* x_hat, int ldx,
                               const void* down, int64_t k_begin, int64_t whole_k, int64_t rank,
                               float* parts, int64_t ldp) {
@@ -33,11 +34,12 @@ SVDQ_INLINE void project_tile(int64_t rows, int64_t columns, const float* x_hat,
     float sums[4][4] = {};
     SVDQ_NO_UNROLL
     for (int step = 0; step < steps; ++step, at += FloatPanel<W>::kBytes) {
+      const int at_k = static_cast<int>(X::place(step * 16));
       float eight[8];
       SVDQ_UNROLL
       for (int pair = 0; pair < 4; ++pair) {
         const float2 two =
-            *reinterpret_cast<const float2*>(x + pair / 2 * 8 * ldx + step * 16 + pair % 2 * 8);
+            *reinterpret_cast<const float2*>(x + pair / 2 * 8 * ldx + at_k + pair % 2 * 8);
         eight[2 * pair] = two.x;
         eight[2 * pair + 1] = two.y;
       }

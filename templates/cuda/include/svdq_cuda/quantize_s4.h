@@ -5,9 +5,10 @@
 // the same bits. A warp takes 128 neighbouring values at a time; a lane holds four of them side by
 // side.
 //
-//   quantize_s4<GROUP, RANGE, ROTATE, THREADS>(rows, k, x, ldx, inv_smooth, shift, codes, x_scale,
-//   whole_k)
-//     x        [rows, k] in shared memory, row stride ldx, 16-byte aligned rows; becomes x_hat
+//   quantize_s4<GROUP, RANGE, ROTATE, THREADS, X>(rows, k, x, ldx, inv_smooth, shift, codes,
+//   x_scale, whole_k)
+//     x        [rows, k] in shared memory, row stride ldx, 16-byte aligned rows; becomes x_hat. X:
+//              what Runs its rows are, of multiples of four
 //     inv_smooth [k], 16-byte aligned
 //     codes    [rows, k / 2] dense bytes, the low nibble first; Symmetric127: [rows, k] int8
 //     x_scale  [rows, k / GROUP] dense
@@ -85,7 +86,7 @@ SVDQ_INLINE float group_scale(const float (&z)[E]) {
 
 }  // namespace detail
 
-template <int GROUP, ActRange RANGE, bool ROTATE, int THREADS>
+template <int GROUP, ActRange RANGE, bool ROTATE, int THREADS, class X>
 SVDQ_INLINE void quantize_s4(int64_t rows, int64_t k, float* x, int64_t ldx,
                              const float* inv_smooth, float shift, int8_t* codes, float* x_scale,
                              int64_t whole_k) {
@@ -101,7 +102,7 @@ SVDQ_INLINE void quantize_s4(int64_t rows, int64_t k, float* x, int64_t ldx,
     const bool inside = k0 < k;  // a last block may have fewer groups
     float z[E] = {0.0f, 0.0f, 0.0f, 0.0f};
     if (inside) {
-      float4* const four = reinterpret_cast<float4*>(x + row * ldx + k0);
+      float4* const four = reinterpret_cast<float4*>(x + row * ldx + X::place(k0));
       const uint4 smooth = load_16(inv_smooth + k0);
       z[0] = (four->x + shift) * float_of(smooth.x);
       z[1] = (four->y + shift) * float_of(smooth.y);

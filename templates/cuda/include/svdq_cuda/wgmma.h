@@ -1,5 +1,5 @@
-// wgmma.h: products by a warpgroup (four warps, 128 threads) with both operands in shared memory,
-// D += A B, for sm_90a.
+// wgmma.h: products by a warpgroup (four warps, 128 threads) with operands in shared memory, D += A
+// B, for sm_90a.
 //
 // A is 64 rows, B N columns (64, 128, 192 or 256), both K-major: 32 bytes of k at once. An operand
 // lies in shared memory as core matrices of 8 rows (columns) by 16 bytes, 128 bytes together:
@@ -15,14 +15,16 @@
 //   wgmma_s8<N>(d, a, b, accumulate)     int32 sums of int8, 32 k; exact
 //   wgmma_e4m3<N>(d, a, b, accumulate)   f32 sums of E4M3, 32 k
 //   wgmma_bf16<N>(d, a, b, accumulate)   f32 sums of bf16, 16 k
-//   accumulate false: d is overwritten
+//   accumulate false: d is overwritten. `a` of s8 and bf16 may also be uint32_t[4]: registers, in
+//   which a warp has its 16 rows as mma.h's fragment
 //
 //   give_registers<R>()   all of a warpgroup keep R registers, a multiple of 8, of those they have
 //   take_registers<R>()   they get R, once others gave enough. Both where only they come by
 //
 // Products run beside the threads: wgmma_fence() before the first one that touches registers or
 // shared memory just written; wgmma_commit() closes a group; wgmma_wait<P>() until at most P groups
-// are under way. Registers of d must not be touched before. On the host a product is made at once.
+// are under way. Registers of d and a must not be touched before. On the host a product is made at
+// once.
 #ifndef SVDQ_CUDA_WGMMA_H
 #define SVDQ_CUDA_WGMMA_H
 

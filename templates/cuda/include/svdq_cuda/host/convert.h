@@ -34,6 +34,8 @@ SVDQ_INLINE double double_of(uint64_t bits) {
 SVDQ_INLINE float mad(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 SVDQ_INLINE double mad(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
+SVDQ_INLINE uint32_t divide(uint32_t a, uint32_t b) { return a / b; }
+
 SVDQ_INLINE int32_t round_to_int(float x) {
   if (x != x) return 0;
   if (x >= 2147483648.0f) return INT32_MAX;

@@ -50,18 +50,29 @@ inline void operand_row(uint64_t operand, int row, uint8_t (&bytes)[32]) {
   }
 }
 
+// Of a thread: the left operand in shared memory, or four registers of it.
 template <typename T>
 struct WgmmaShare {
   uint64_t a, b;
   T* d;
   bool accumulate;
+  const uint32_t* registers;
 };
+
+// 32 bytes of k of one row of the left operand: mma.h's fragment, where it is in registers.
+template <typename T>
+inline void left_row(WgmmaShare<T>** thread, int row, uint8_t (&bytes)[32]) {
+  if (thread[0]->registers == nullptr) return operand_row(thread[0]->a, row, bytes);
+  for (int part = 0; part < 8; ++part) {
+    const WgmmaShare<T>& owner = *thread[row / 16 * 32 + row % 8 * 4 + part % 4];
+    memcpy(bytes + 4 * part, owner.registers + part / 4 * 2 + row % 16 / 8, 4);
+  }
+}
 
 // decode(bytes, k): element k of a row. ELEMENTS of them in 32 bytes.
 template <int N, int ELEMENTS, typename T, typename Decode>
-inline void wgmma(const char* what, T* d, uint64_t a, uint64_t b, bool accumulate,
-                  const Decode& decode) {
-  WgmmaShare<T> mine{a, b, d, accumulate};
+inline void wgmma(const char* what, const WgmmaShare<T>& of_thread, const Decode& decode) {
+  WgmmaShare<T> mine = of_thread;
   group_collective(what, 128, mine, [&decode](WgmmaShare<T>** thread) {
     std::vector<T> right(ELEMENTS * N), sums(N);
     uint8_t bytes[32];
@@ -77,7 +88,7 @@ inline void wgmma(const char* what, T* d, uint64_t a, uint64_t b, bool accumulat
         sums[column] =
             owner.accumulate ? owner.d[column / 8 * 4 + half + column % 2] : static_cast<T>(0);
       }
-      operand_row(thread[0]->a, row, bytes);
+      left_row(thread, row, bytes);
       for (int k = 0; k < ELEMENTS; ++k) {
         const T left = decode(bytes, k);
         const T* const of_k = right.data() + k * N;
@@ -90,26 +101,41 @@ inline void wgmma(const char* what, T* d, uint64_t a, uint64_t b, bool accumulat
   });
 }
 
+inline int32_t s8_element(const uint8_t* bytes, int k) { return static_cast<int8_t>(bytes[k]); }
+inline float bf16_element(const uint8_t* bytes, int k) {
+  uint16_t bits;
+  memcpy(&bits, bytes + 2 * k, 2);
+  return bf16_to_f32(bits);
+}
 }  // namespace host
 
 template <int N>
 SVDQ_INLINE void wgmma_s8(int32_t (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
-  host::wgmma<N, 32>("wgmma_s8", d, a, b, accumulate, [](const uint8_t* bytes, int k) {
-    return static_cast<int32_t>(static_cast<int8_t>(bytes[k]));
-  });
+  host::WgmmaShare<int32_t> mine{a, b, d, accumulate, nullptr};
+  host::wgmma<N, 32>("wgmma_s8", mine, host::s8_element);
+}
+template <int N>
+SVDQ_INLINE void wgmma_s8(int32_t (&d)[N / 2], const uint32_t (&a)[4], uint64_t b,
+                          bool accumulate) {
+  host::WgmmaShare<int32_t> mine{0, b, d, accumulate, a};
+  host::wgmma<N, 32>("wgmma_s8", mine, host::s8_element);
 }
 template <int N>
 SVDQ_INLINE void wgmma_e4m3(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
-  host::wgmma<N, 32>("wgmma_e4m3", d, a, b, accumulate,
+  host::WgmmaShare<float> mine{a, b, d, accumulate, nullptr};
+  host::wgmma<N, 32>("wgmma_e4m3", mine,
                      [](const uint8_t* bytes, int k) { return e4m3_to_f32(bytes[k]); });
 }
 template <int N>
 SVDQ_INLINE void wgmma_bf16(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
-  host::wgmma<N, 16>("wgmma_bf16", d, a, b, accumulate, [](const uint8_t* bytes, int k) {
-    uint16_t bits;
-    memcpy(&bits, bytes + 2 * k, 2);
-    return bf16_to_f32(bits);
-  });
+  host::WgmmaShare<float> mine{a, b, d, accumulate, nullptr};
+  host::wgmma<N, 16>("wgmma_bf16", mine, host::bf16_element);
+}
+template <int N>
+SVDQ_INLINE void wgmma_bf16(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b,
+                            bool accumulate) {
+  host::WgmmaShare<float> mine{0, b, d, accumulate, a};
+  host::wgmma<N, 16>("wgmma_bf16", mine, host::bf16_element);
 }
 
 }  // namespace svdq

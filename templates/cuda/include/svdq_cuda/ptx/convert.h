@@ -17,6 +17,14 @@ SVDQ_INLINE double double_of(uint64_t bits) {
 SVDQ_INLINE float mad(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 SVDQ_INLINE double mad(double a, double b, double c) { return __fma_rn(a, b, c); }
 
+// a / b. Of operands that it knows to be below 2^16 the compiler makes a division of 16 bits, which
+// ptxas has a function for: a call. Of 32 bits it is inlined.
+SVDQ_INLINE uint32_t divide(uint32_t a, uint32_t b) {
+  uint32_t quotient;
+  asm("div.u32 %0, %1, %2;" : "=r"(quotient) : "r"(a), "r"(b));
+  return quotient;
+}
+
 // To the nearest integer, ties to even; saturates.
 SVDQ_INLINE int32_t round_to_int(float x) { return __float2int_rn(x); }
 

@@ -92,6 +92,35 @@ SVDQ_WGMMA_SIZES(wgmma_s8, int32_t, "r", "k32", ".s32.s8.s8", "")
 SVDQ_WGMMA_SIZES(wgmma_e4m3, float, "f", "k32", ".f32.e4m3.e4m3", ", 1, 1")
 SVDQ_WGMMA_SIZES(wgmma_bf16, float, "f", "k16", ".f32.bf16.bf16", ", 1, 1, 0, 0")
 
+// The left operand in registers.
+#define SVDQ_WGMMA_LEFT(FUNCTION, T, C, N, R, R1, R2, R3, R4, R5, SHAPE, TYPES, SCALES)            \
+  SVDQ_INLINE void FUNCTION##_##N(T(&d)[R], const uint32_t (&a)[4], uint64_t b, bool accumulate) { \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %" #R5                                             \
+                 ", 0; wgmma.mma_async.sync.aligned.m64n" #N SHAPE TYPES " {" SVDQ_REGISTERS_##R   \
+                 "}, {%" #R ", %" #R1 ", %" #R2 ", %" #R3 "}, %" #R4 ", p" SCALES ";}"             \
+                 : SVDQ_IN_OUT_##R(C, 0)                                                           \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                             \
+                   "r"(static_cast<int32_t>(accumulate)));                                         \
+  }
+#define SVDQ_WGMMA_LEFT_SIZES(FUNCTION, T, C, SHAPE, TYPES, SCALES)                              \
+  SVDQ_WGMMA_LEFT(FUNCTION, T, C, 64, 32, 33, 34, 35, 36, 37, SHAPE, TYPES, SCALES)              \
+  SVDQ_WGMMA_LEFT(FUNCTION, T, C, 128, 64, 65, 66, 67, 68, 69, SHAPE, TYPES, SCALES)             \
+  SVDQ_WGMMA_LEFT(FUNCTION, T, C, 192, 96, 97, 98, 99, 100, 101, SHAPE, TYPES, SCALES)           \
+  SVDQ_WGMMA_LEFT(FUNCTION, T, C, 256, 128, 129, 130, 131, 132, 133, SHAPE, TYPES, SCALES)       \
+  template <int N>                                                                               \
+  SVDQ_INLINE void FUNCTION(T(&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) { \
+    static_assert(N == 64 || N == 128 || N == 192 || N == 256, "columns of wgmma");              \
+    if constexpr (N == 64) FUNCTION##_64(d, a, b, accumulate);                                   \
+    if constexpr (N == 128) FUNCTION##_128(d, a, b, accumulate);                                 \
+    if constexpr (N == 192) FUNCTION##_192(d, a, b, accumulate);                                 \
+    if constexpr (N == 256) FUNCTION##_256(d, a, b, accumulate);                                 \
+  }
+
+SVDQ_WGMMA_LEFT_SIZES(wgmma_s8, int32_t, "r", "k32", ".s32.s8.s8", "")
+SVDQ_WGMMA_LEFT_SIZES(wgmma_bf16, float, "f", "k16", ".f32.bf16.bf16", ", 1, 1, 0")
+
+#undef SVDQ_WGMMA_LEFT_SIZES
+#undef SVDQ_WGMMA_LEFT
 #undef SVDQ_WGMMA_SIZES
 #undef SVDQ_WGMMA
 #undef SVDQ_IN_OUT_128
