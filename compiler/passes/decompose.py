@@ -21,16 +21,18 @@ from svdqc.compiler.passes.decompose_scatter import SCATTER_RULES
 from svdqc.compiler.passes.decompose_sort import SORT_RULES
 from svdqc.compiler.passes.decompose_transposed import TRANSPOSED_RULES
 from svdqc.compiler.passes.decompose_windows import WINDOW_RULES
+from svdqc.compiler.passes.rules import Rules, shape_of
 
-Rule = Callable[[Rewriter, Node], Node | None]
-RULES: dict[Any, Rule] = {
-    **NORM_RULES,
-    **ORDER_RULES,
-    **SCATTER_RULES,
-    **SORT_RULES,
-    **TRANSPOSED_RULES,
-    **WINDOW_RULES,
-}
+RULES = Rules(
+    {
+        **NORM_RULES,
+        **ORDER_RULES,
+        **SCATTER_RULES,
+        **SORT_RULES,
+        **TRANSPOSED_RULES,
+        **WINDOW_RULES,
+    }
+)
 
 
 def decompose(program: Program) -> PassReport:
@@ -54,21 +56,7 @@ def decompose(program: Program) -> PassReport:
     return report
 
 
-def _rule(*targets: Any) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        for target in targets:
-            RULES[target] = rule
-        return rule
-
-    return register
-
-
-def _shape(node: Node) -> torch.Size:
-    shape: torch.Size = node.meta["val"].shape
-    return shape
-
-
-@_rule(aten.addmm.default)
+@RULES.of(aten.addmm.default)
 def _addmm(rw: Rewriter, node: Node) -> Node:
     bias, x, weight = node.args[:3]
     product = rw.call(aten.mm.default, x, weight)
@@ -79,17 +67,17 @@ def _addmm(rw: Rewriter, node: Node) -> Node:
     return rw.call(aten.add.Tensor, product, bias)
 
 
-@_rule(aten.mm.default, aten.matmul.default)
+@RULES.of(aten.mm.default, aten.matmul.default)
 def _matmul(rw: Rewriter, node: Node) -> Node | None:
     """x @ w for a two-dimensional w is a linear with w transposed; anything else becomes a bmm of flattened batches."""
     x, y = operands(node)[:2]
     assert is_tensor(x)
     assert is_tensor(y)
-    if len(_shape(x)) < 2 or len(_shape(y)) < 2:
+    if len(shape_of(x)) < 2 or len(shape_of(y)) < 2:
         return _vector_matmul(rw, node)
     if not _has_product_kernel(node):
         return _summed_products(rw, x, y, node)
-    if len(_shape(y)) > 2:
+    if len(shape_of(y)) > 2:
         return _batched(rw, x, y)
     if _is_stored(y):
         return rw.call(aten.linear.default, x, rw.call(aten.permute.default, y, [1, 0]))
@@ -99,7 +87,7 @@ def _matmul(rw: Rewriter, node: Node) -> Node | None:
     return rw.call(aten.reshape.default, product, [*lead, rw.sizes(y)[1]])
 
 
-@_rule(aten.linear.default)
+@RULES.of(aten.linear.default)
 def _linear_of_values(rw: Rewriter, node: Node) -> Node | None:
     """A linear whose weight is computed from inputs is a product of two activations."""
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
@@ -109,7 +97,7 @@ def _linear_of_values(rw: Rewriter, node: Node) -> Node | None:
     return product if bias is None else rw.call(aten.add.Tensor, product, bias)
 
 
-@_rule(aten.bmm.default)
+@RULES.of(aten.bmm.default)
 def _bmm(rw: Rewriter, node: Node) -> Node | None:
     if _has_product_kernel(node):
         return None
@@ -143,7 +131,7 @@ def _is_stored(value: Node) -> bool:
 
 def _vector_matmul(rw: Rewriter, node: Node) -> Node:
     x, y = node.args[:2]
-    left, right = len(_shape(x)) == 1, len(_shape(y)) == 1  # type: ignore[arg-type]
+    left, right = len(shape_of(x)) == 1, len(shape_of(y)) == 1  # type: ignore[arg-type]
     x = rw.call(aten.unsqueeze.default, x, 0) if left else x
     y = rw.call(aten.unsqueeze.default, y, 1) if right else y
     product = rw.call(aten.matmul.default, x, y)
@@ -153,12 +141,12 @@ def _vector_matmul(rw: Rewriter, node: Node) -> Node:
 
 
 def _batched(rw: Rewriter, x: Node, y: Node) -> Node:
-    batch = torch.broadcast_shapes(_shape(x)[:-2], _shape(y)[:-2])
+    batch = torch.broadcast_shapes(shape_of(x)[:-2], shape_of(y)[:-2])
     lead = _broadcast_sizes(rw, x, y, len(batch))
 
     def flat(value: Node) -> Node:
         rows, columns = rw.sizes(value)[-2:]
-        if len(batch) == 1 and len(_shape(value)) == 3 and _same(_shape(value)[0], batch[0]):
+        if len(batch) == 1 and len(shape_of(value)) == 3 and _same(shape_of(value)[0], batch[0]):
             return value
         expanded = rw.call(aten.expand.default, value, [*lead, rows, columns])
         return rw.call(aten.reshape.default, expanded, [-1, rows, columns])
@@ -184,7 +172,7 @@ def _broadcast_sizes(rw: Rewriter, x: Node, y: Node, rank: int) -> list[Any]:
     return sizes
 
 
-@_rule(aten.baddbmm.default)
+@RULES.of(aten.baddbmm.default)
 def _baddbmm(rw: Rewriter, node: Node) -> Node:
     bias, x, y = node.args[:3]
     product = rw.call(aten.bmm.default, x, y)
@@ -198,7 +186,7 @@ def _baddbmm(rw: Rewriter, node: Node) -> Node:
     )
 
 
-@_rule(
+@RULES.of(
     aten.split_with_sizes.default,
     aten.split.Tensor,
     aten.unbind.int,
@@ -241,12 +229,12 @@ def _int(rw: Rewriter, op: Callable[[Any, Any], Any], lhs: Any, rhs: Any) -> Any
     return op(lhs, rhs) if known else rw.call(op, lhs, rhs)
 
 
-@_rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+@RULES.of(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 def _conv(rw: Rewriter, node: Node) -> Node | None:
     """One convolution op for every rank: aten.convolution(x, w, b, stride, padding, dilation, transposed, …)."""
     x: Any = node.args[0]
-    rank = len(_shape(operands(node)[1])) - 2
-    if len(_shape(x)) == rank + 1:  # a single picture
+    rank = len(shape_of(operands(node)[1])) - 2
+    if len(shape_of(x)) == rank + 1:  # a single picture
         batch = rw.call(aten.unsqueeze.default, x, 0)
         result = rw.call(node.target, batch, *node.args[1:], **node.kwargs)
         return rw.call(aten.squeeze.dim, result, 0)
@@ -274,17 +262,17 @@ def _conv(rw: Rewriter, node: Node) -> Node | None:
     )
 
 
-@_rule(aten.pad.default)
+@RULES.of(aten.pad.default)
 def _pad(rw: Rewriter, node: Node) -> Node | None:
     """Constant padding has an op of its own; reflect, replicate and circular gather along each axis."""
     x, pad, mode = node.args[0], list(node.args[1]), argument(node, 2, "mode", "constant")  # type: ignore[arg-type]
     if mode == "constant":
         return rw.call(aten.constant_pad_nd.default, x, pad, argument(node, 3, "value") or 0)
-    rank = len(_shape(x))  # type: ignore[arg-type]
+    rank = len(shape_of(x))  # type: ignore[arg-type]
     result: Node = operands(node)[0]
     for pair in range(len(pad) // 2):
         axis, before, after = rank - 1 - pair, pad[2 * pair], pad[2 * pair + 1]
-        size = _shape(x)[axis]  # type: ignore[arg-type]
+        size = shape_of(x)[axis]  # type: ignore[arg-type]
         if before == after == 0:
             continue
         if not isinstance(size, int):
@@ -301,10 +289,10 @@ def _pad(rw: Rewriter, node: Node) -> Node | None:
     return result
 
 
-@_rule(aten.glu.default)
+@RULES.of(aten.glu.default)
 def _glu(rw: Rewriter, node: Node) -> Node | None:
     x, axis = node.args[0], argument(node, 1, "dim", -1)
-    size = _shape(x)[axis]  # type: ignore[arg-type]
+    size = shape_of(x)[axis]  # type: ignore[arg-type]
     if not isinstance(size, int):
         return None
     value = rw.call(aten.slice.Tensor, x, axis, 0, size // 2)
@@ -312,7 +300,7 @@ def _glu(rw: Rewriter, node: Node) -> Node | None:
     return rw.call(aten.mul.Tensor, value, rw.call(aten.sigmoid.default, gate))
 
 
-@_rule(aten.repeat_interleave.self_int)
+@RULES.of(aten.repeat_interleave.self_int)
 def _repeat_interleave(rw: Rewriter, node: Node) -> Node | None:
     x, count, axis = node.args[0], node.args[1], argument(node, 2, "dim")
     if axis is None:
@@ -328,14 +316,14 @@ def _repeat_interleave(rw: Rewriter, node: Node) -> Node | None:
     return rw.call(aten.reshape.default, wide, [*sizes[:axis], merged, *sizes[axis + 1 :]])
 
 
-@_rule(aten.stack.default)
+@RULES.of(aten.stack.default)
 def _stack(rw: Rewriter, node: Node) -> Node:
     axis = argument(node, 1, "dim", 0)
     pieces = [rw.call(aten.unsqueeze.default, piece, axis) for piece in node.args[0]]  # type: ignore[union-attr]
     return rw.call(aten.cat.default, pieces, axis)
 
 
-@_rule(aten.copy.default)
+@RULES.of(aten.copy.default)
 def _copy(rw: Rewriter, node: Node) -> Node:
     target = node.meta["val"]
     value: Node = operands(node)[1]
@@ -348,7 +336,7 @@ def _copy(rw: Rewriter, node: Node) -> Node:
     return value
 
 
-@_rule(aten.mish.default, aten.hardswish.default, aten.hardsigmoid.default)
+@RULES.of(aten.mish.default, aten.hardswish.default, aten.hardsigmoid.default)
 def _activation(rw: Rewriter, node: Node) -> Node:
     x = node.args[0]
     if node.target is aten.mish.default:

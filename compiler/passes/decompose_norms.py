@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from svdqc.compiler.ir.rewrite import Rewriter, argument, aten, operands
+from svdqc.compiler.passes.rules import Rules, shape_of
 
-Rule = Callable[[Rewriter, Node], Node | None]
-NORM_RULES: dict[Any, Rule] = {}
-
-
-def _rule(*targets: Any) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        for target in targets:
-            NORM_RULES[target] = rule
-        return rule
-
-    return register
-
-
-def _shape(node: Node) -> torch.Size:
-    shape: torch.Size = node.meta["val"].shape
-    return shape
+NORM_RULES = Rules()
 
 
 def _affine(rw: Rewriter, x: Node, weight: Any, bias: Any) -> Node:
@@ -47,14 +32,14 @@ def _standardize(rw: Rewriter, x: Node, axes: list[int], eps: float) -> Node:
     return rw.call(aten.mul.Tensor, centred, inverse)
 
 
-@_rule(aten.layer_norm.default)
+@NORM_RULES.of(aten.layer_norm.default)
 def _layer_norm(rw: Rewriter, node: Node) -> Node:
     axes = [-1 - a for a in range(len(node.args[1]))]  # type: ignore[arg-type]
     x = _standardize(rw, node.args[0], axes, argument(node, 4, "eps", 1e-5))  # type: ignore[arg-type]
     return _affine(rw, x, argument(node, 2, "weight"), argument(node, 3, "bias"))
 
 
-@_rule(aten.native_layer_norm.default)
+@NORM_RULES.of(aten.native_layer_norm.default)
 def _native_layer_norm(rw: Rewriter, node: Node) -> Node | None:
     if any(not _is_item(user, 0) for user in node.users):
         return None
@@ -70,7 +55,7 @@ def _is_item(node: Node, index: int) -> bool:
     return getattr(node.target, "__name__", "") == "getitem" and bool(node.args[1] == index)
 
 
-@_rule(aten.rms_norm.default)
+@NORM_RULES.of(aten.rms_norm.default)
 def _rms_norm(rw: Rewriter, node: Node) -> Node:
     x = node.args[0]
     axes = [-1 - a for a in range(len(node.args[1]))]  # type: ignore[arg-type]
@@ -82,7 +67,7 @@ def _rms_norm(rw: Rewriter, node: Node) -> Node:
     return _affine(rw, rw.call(aten.mul.Tensor, x, inverse), argument(node, 2, "weight"), None)
 
 
-@_rule(aten.group_norm.default)
+@NORM_RULES.of(aten.group_norm.default)
 def _group_norm(rw: Rewriter, node: Node) -> Node:
     """Groups become an axis of their own: [N, C, …] → [N, groups, C / groups, …]."""
     x, groups = node.args[0], int(node.args[1])  # type: ignore[arg-type]
@@ -104,14 +89,14 @@ def _group_norm(rw: Rewriter, node: Node) -> Node:
     return rw.call(aten.reshape.default, normal, [batch, channels, *space])
 
 
-@_rule(aten.instance_norm.default)
+@NORM_RULES.of(aten.instance_norm.default)
 def _instance_norm(rw: Rewriter, node: Node) -> Node:
     """The statistics of each picture and channel, or stored ones as in batch_norm."""
     x, weight, bias, mean, variance, own_statistics, momentum, eps = node.args[:8]
     if not own_statistics:
         stored = (x, weight, bias, mean, variance, False, momentum, eps, False)
         return rw.call(aten.batch_norm.default, *stored)
-    space = range(2, len(_shape(x)))  # type: ignore[arg-type]
+    space = range(2, len(shape_of(x)))  # type: ignore[arg-type]
 
     def per_channel(vector: Any) -> Any:
         shape = [-1, *[1 for _ in space]]
@@ -121,13 +106,13 @@ def _instance_norm(rw: Rewriter, node: Node) -> Node:
     return _affine(rw, normal, per_channel(weight), per_channel(bias))
 
 
-@_rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+@NORM_RULES.of(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 def _batch_norm(rw: Rewriter, node: Node) -> Node | None:
     """Inference: x * (w / sqrt(var + eps)) + (b - mean * w / sqrt(var + eps))."""
     x, weight, bias, mean, variance = node.args[:5]
     legit = node.target is not aten.batch_norm.default
     eps = node.args[6] if legit else node.args[7]
-    rank = len(_shape(x))  # type: ignore[arg-type]
+    rank = len(shape_of(x))  # type: ignore[arg-type]
 
     def per_channel(vector: Any) -> Node:
         return rw.call(aten.reshape.default, vector, [-1, *[1] * (rank - 2)])
@@ -146,7 +131,9 @@ def _batch_norm(rw: Rewriter, node: Node) -> Node | None:
     return result
 
 
-@_rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
+@NORM_RULES.of(
+    aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default
+)
 def _softmax(rw: Rewriter, node: Node) -> Node:
     x, axis = node.args[0], [int(node.args[1])]  # type: ignore[arg-type]
     dtype = argument(node, 2, "dtype") if "int" in str(node.target) else None
@@ -160,12 +147,12 @@ def _softmax(rw: Rewriter, node: Node) -> Node:
     return rw.call(aten.div.Tensor, exponential, total)
 
 
-@_rule(aten.var_mean.correction, aten.std_mean.correction)
+@NORM_RULES.of(aten.var_mean.correction, aten.std_mean.correction)
 def _variance_and_mean(rw: Rewriter, node: Node) -> Node | None:
     """var_mean(x) → (var(x), mean(x)), for those that are read."""
     x, axes = operands(node)[0], argument(node, 1, "dim")
     keepdim = bool(node.kwargs.get("keepdim", False))
-    axes = list(range(len(_shape(x)))) if axes is None else list(axes)
+    axes = list(range(len(shape_of(x)))) if axes is None else list(axes)
     spread = aten.std if node.target is aten.std_mean.correction else aten.var
     for item in list(node.users):
         if item.args[1] == 0:
@@ -176,13 +163,13 @@ def _variance_and_mean(rw: Rewriter, node: Node) -> Node | None:
     return None
 
 
-@_rule(aten.var.correction, aten.std.correction)
+@NORM_RULES.of(aten.var.correction, aten.std.correction)
 def _var(rw: Rewriter, node: Node) -> Node | None:
     x, axes = operands(node)[0], argument(node, 1, "dim")
     correction: Any = node.kwargs.get("correction", 1)
     keepdim = bool(node.kwargs.get("keepdim", False))
-    axes = list(range(len(_shape(x)))) if axes is None else list(axes)
-    count = math.prod(_shape(x)[a] for a in axes)
+    axes = list(range(len(shape_of(x)))) if axes is None else list(axes)
+    count = math.prod(shape_of(x)[a] for a in axes)
     if not isinstance(count, int):
         return None
     mean = rw.call(aten.mean.dim, x, axes, True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch.fx import Node
 
 from svdqc.compiler.ir.rewrite import Rewriter, argument, aten
 from svdqc.compiler.ir.symbols import SymbolTable
+from svdqc.compiler.passes.rules import Rule
 
 MOST_PAIRED = 4096
 """What compares each of n elements with each other takes n² steps; longer rows are refused."""
@@ -151,7 +151,7 @@ _POOLS: dict[Any, Any] = {
     aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
 }
 
-ORDER_RULES: dict[Any, Callable[[Rewriter, Node], Node | None]] = {
+ORDER_RULES: dict[Any, Rule] = {
     aten.argmax.default: _argument,
     aten.argmin.default: _argument,
     aten.max.dim: _extreme_with_position,

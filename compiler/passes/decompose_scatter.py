@@ -7,7 +7,7 @@ result[i]  = values[written], or base[i] where nothing hits;      base[i] + Σ_j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from svdqc.compiler.ir.intexpr import prod
 from svdqc.compiler.ir.rewrite import Rewriter, argument, aten, is_tensor
 from svdqc.compiler.ir.symbols import SymbolTable
 from svdqc.compiler.passes.decompose_order import position
+from svdqc.compiler.passes.rules import Rule
 
 MOST_COMPARED = 1 << 28
 """Places times writes; more is refused: a second and more of comparisons."""
@@ -260,7 +261,7 @@ def _compared(rw: Rewriter, base: Node, indices: Sequence[Node], *axes: int) -> 
     return count if count <= MOST_COMPARED else None
 
 
-SCATTER_RULES: dict[Any, Callable[[Rewriter, Node], Node | None]] = {
+SCATTER_RULES: dict[Any, Rule] = {
     aten.scatter.src: _scatter,
     aten.scatter.value: _scatter,
     aten.scatter.reduce: _scatter,

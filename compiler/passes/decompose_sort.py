@@ -6,13 +6,13 @@ order[p] = the i whose place is p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch.fx import Node
 
 from svdqc.compiler.ir.rewrite import Rewriter, argument, aten
 from svdqc.compiler.passes.decompose_order import MOST_PAIRED, largest, position
+from svdqc.compiler.passes.rules import Rule
 
 
 def _sort(rw: Rewriter, node: Node) -> Node | None:
@@ -105,7 +105,7 @@ def _insertion(rw: Rewriter, node: Node, boundaries: Any, values: Any) -> Node |
     return counted if same else rw.call(aten._to_copy.default, counted, dtype=dtype)
 
 
-SORT_RULES: dict[Any, Callable[[Rewriter, Node], Node | None]] = {
+SORT_RULES: dict[Any, Rule] = {
     aten.sort.default: _sort,
     aten.sort.stable: _sort,
     aten.topk.default: _topk,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch.fx import Node
 
 from svdqc.compiler.ir.rewrite import Rewriter, aten, operands
+from svdqc.compiler.passes.rules import Rule
 
 
 def _transposed_convolution(rw: Rewriter, node: Node) -> Node | None:
@@ -73,7 +73,7 @@ def _turned(rw: Rewriter, weight: Node, groups: int, kernel: list[int]) -> Node:
     return rw.call(aten.flip.default, merged, [a - 1 for a in space])
 
 
-TRANSPOSED_RULES: dict[Any, Callable[[Rewriter, Node], Node | None]] = {
+TRANSPOSED_RULES: dict[Any, Rule] = {
     aten.conv_transpose1d.default: _transposed_convolution,
     aten.conv_transpose2d.input: _transposed_convolution,
     aten.conv_transpose3d.input: _transposed_convolution,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch.fx import Node
 
 from svdqc.compiler.ir.rewrite import Rewriter, aten, operands
 from svdqc.compiler.passes.decompose_transposed import spread
+from svdqc.compiler.passes.rules import Rule
 
 
 def _adaptive_average(rw: Rewriter, node: Node) -> Node | None:
@@ -93,7 +93,7 @@ def _fold(rw: Rewriter, node: Node) -> Node | None:
     return total
 
 
-WINDOW_RULES: dict[Any, Callable[[Rewriter, Node], Node | None]] = {
+WINDOW_RULES: dict[Any, Rule] = {
     aten._adaptive_avg_pool2d.default: _adaptive_average,
     aten._adaptive_avg_pool3d.default: _adaptive_average,
     aten.adaptive_max_pool2d.default: _adaptive_maximum,
